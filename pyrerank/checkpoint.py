@@ -1,0 +1,280 @@
+"""Checkpoints: from a name to a folder, from a folder to a configuration, tokenizer and tensors.
+
+Reads what is published, as published: ``config.json``, ``tokenizer.json`` and safetensors, single
+or sharded.  Knows nothing of prompts or of how the tensors are used.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
+
+# architecture in config.json -> (prompt family, is the head one classifier vector?)
+ARCHITECTURES = {
+    "Qwen3ForCausalLM": ("qwen3", False),
+    "Qwen3ForSequenceClassification": ("qwen3", True),
+    "Qwen3VLForConditionalGeneration": ("qwen3-vl", False),
+    "Qwen3VLForSequenceClassification": ("qwen3-vl", True),
+}
+DECODER_PREFIX = {"qwen3": "model.", "qwen3-vl": "model.language_model."}
+VISION_PREFIX = "model.visual."
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is absent, damaged, or of a kind that pyrerank does not run."""
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Shape of the Qwen3 decoder, in the words of its ``config.json``."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint: configuration read, tensor names and shapes known, no weight read.
+
+    ``tensors`` maps every stored name to the file that holds it.
+    """
+
+    path: Path
+    family: str
+    classifier: bool
+    tied: bool
+    config: DecoderConfig
+    tensors: Mapping[str, Path]
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer stored beside the weights."""
+        file = self.path / "tokenizer.json"
+        if not file.is_file():
+            raise CheckpointError(
+                f"{self.path} has no tokenizer.json; copy it from the published model's files"
+            )
+        try:
+            return Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises bare Exception for every malformed file
+            raise CheckpointError(f"{file} is not a readable tokenizer: {error}") from error
+
+    def decoder_weights(
+        self, shapes: Mapping[str, torch.Size], *, device: torch.device, dtype: torch.dtype
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yields (name, tensor) of the decoder, names without the checkpoint's prefix.
+
+        ``shapes`` says what the decoder wants.  Missing, extra and misshapen tensors raise
+        `CheckpointError` before any weight is read.  A tensor stored in ``dtype`` is handed out as
+        a view of the mapped file when ``device`` is the CPU; any other is converted one at a time.
+        """
+        prefix = DECODER_PREFIX[self.family]
+        head = {"score.weight", "score.bias"} if self.classifier else {"lm_head.weight"}
+        stored = {name for name in self.tensors if not name.startswith(VISION_PREFIX)} - head
+        wanted = {prefix + name: shape for name, shape in shapes.items()}
+        problems = [f"missing {name}" for name in sorted(wanted.keys() - stored)]
+        problems += [f"unexpected {name}" for name in sorted(stored - wanted.keys())]
+        for file, names in self._by_file(wanted.keys() & stored):
+            with _open_tensors(file) as handle:
+                for name in names:
+                    shape = tuple(handle.get_slice(name).get_shape())
+                    if shape != tuple(wanted[name]):
+                        problems.append(f"{name} is {shape}, not {tuple(wanted[name])}")
+        if problems:
+            more = f" (and {len(problems) - 8} more)" if len(problems) > 8 else ""
+            raise CheckpointError(
+                f"{self.path}: the tensors do not fit config.json: {'; '.join(problems[:8])}{more}"
+            )
+        for file, names in self._by_file(wanted):
+            with _open_tensors(file) as handle:
+                for name in names:
+                    yield name.removeprefix(prefix), handle.get_tensor(name).to(device, dtype)
+
+    def classifier_vector(self, yes: int, no: int) -> tuple[torch.Tensor, float]:
+        """The vector w (float32 [hidden_size]) and bias with logit = norm(hidden) . w + bias.
+
+        For a causal or VL checkpoint w = float32(head[yes]) - float32(head[no]), where head is
+        ``lm_head.weight`` or, with tied embeddings, the embedding table; only these two rows are
+        read.  For a sequence-classification checkpoint w is ``score.weight``.
+        """
+        size = self.config.hidden_size
+        if self.classifier:
+            weight = self._rows("score.weight", (1, size), [0])[0]
+            if "score.bias" not in self.tensors:
+                return weight, 0.0
+            with _open_tensors(self.tensors["score.bias"]) as handle:
+                return weight, handle.get_tensor("score.bias").float().item()
+        table = "lm_head.weight"
+        if self.tied:
+            table = DECODER_PREFIX[self.family] + "embed_tokens.weight"
+        rows = self._rows(table, (self.config.vocab_size, size), [yes, no])
+        return rows[0] - rows[1], 0.0
+
+    def not_finite(self) -> list[str]:
+        """Names of the stored tensors that hold a NaN or an infinity.  Reads every weight."""
+        names = []
+        for file, members in self._by_file(self.tensors):
+            with _open_tensors(file) as handle:
+                names += [n for n in members if not handle.get_tensor(n).isfinite().all()]
+        return names
+
+    def _rows(self, name: str, shape: tuple[int, int], rows: list[int]) -> torch.Tensor:
+        if name not in self.tensors:
+            raise CheckpointError(f"{self.path}: missing {name}, which config.json asks for")
+        with _open_tensors(self.tensors[name]) as handle:
+            view = handle.get_slice(name)
+            if tuple(view.get_shape()) != shape:
+                raise CheckpointError(
+                    f"{self.path}: {name} is {tuple(view.get_shape())}, not {shape}"
+                )
+            return torch.cat([view[row : row + 1] for row in rows]).float()
+
+    def _by_file(self, names: Iterable[str]) -> Iterator[tuple[Path, list[str]]]:
+        files: dict[Path, list[str]] = {}
+        for name in sorted(names):
+            files.setdefault(self.tensors[name], []).append(name)
+        yield from files.items()
+
+
+def open_checkpoint(model: str | os.PathLike[str]) -> Checkpoint:
+    """Opens a folder, or a hub name whose files are already on this machine.
+
+    Args:
+        model: a folder with ``config.json``, ``tokenizer.json`` and ``*.safetensors``; or a name
+            such as ``Qwen/Qwen3-Reranker-0.6B``, looked up in the caches of huggingface_hub and
+            ModelScope.  Nothing is ever downloaded.
+
+    Raises:
+        CheckpointError: nothing found (the message says how to get the files), or the folder holds
+            no weights, a damaged file, or a model of another family.
+    """
+    path = _find(model)
+    config = _read_json(path / "config.json")
+    names = config.get("architectures") or []
+    known = [name for name in names if name in ARCHITECTURES]
+    if not known:
+        raise CheckpointError(
+            f"{path}: config.json is of {', '.join(map(str, names)) or 'no architecture'} "
+            f"(model_type {config.get('model_type')!r}); pyrerank runs {', '.join(ARCHITECTURES)}"
+        )
+    family, classifier = ARCHITECTURES[known[0]]
+    text = config.get("text_config", config)
+    return Checkpoint(
+        path=path,
+        family=family,
+        classifier=classifier,
+        tied=bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
+        config=_decoder_config(path, text),
+        tensors=_tensor_files(path),
+    )
+
+
+def _find(model: str | os.PathLike[str]) -> Path:
+    if not isinstance(model, (str, os.PathLike)):
+        raise TypeError(f"model must be a folder or a hub name, got {type(model).__name__}")
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    name = os.fspath(model)
+    if path.exists():
+        raise CheckpointError(f"model {name!r} is a file; give the folder that holds it")
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        pass
+    owner, _, title = name.rpartition("/")
+    cache = Path(os.environ.get("MODELSCOPE_CACHE", "~/.cache/modelscope")).expanduser()
+    for root in (cache / "hub/models", cache / "models", cache / "hub", cache):
+        # ModelScope writes a dot in a model's name as three underscores
+        folder = root / owner / title.replace(".", "___")
+        if title and (folder / "config.json").is_file():
+            return folder
+    raise CheckpointError(
+        f"model {name!r} is neither a folder nor in the caches of huggingface_hub and ModelScope. "
+        f"pyrerank downloads nothing by itself: run `hf download {name}` or "
+        f"`modelscope download --model {name}`, or give a folder that holds the model's files"
+    )
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{file.parent} has no {file.name}; give the folder of a published checkpoint"
+        ) from None
+    except ValueError as error:
+        raise CheckpointError(f"{file} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{file} must hold a JSON object, not {type(value).__name__}")
+    return value
+
+
+def _decoder_config(path: Path, text: Mapping[str, Any]) -> DecoderConfig:
+    # rope_parameters is where transformers 5 keeps what earlier files spread over two keys
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    expected = {
+        "hidden_act": (text.get("hidden_act", "silu"), "silu"),
+        "attention_bias": (text.get("attention_bias", False), False),
+        "use_sliding_window": (text.get("use_sliding_window", False), False),
+        "rope type": (rope.get("rope_type", rope.get("type", "default")), "default"),
+    }
+    for key, (got, want) in expected.items():
+        if got != want:
+            raise CheckpointError(
+                f"{path}: config.json sets {key} to {got!r}; pyrerank supports only {want!r}"
+            )
+    values = dict(text, rope_theta=rope.get("rope_theta", text.get("rope_theta")))
+    fields = DecoderConfig.__dataclass_fields__
+    missing = [key for key in fields if values.get(key) is None]
+    if missing:
+        raise CheckpointError(f"{path}: config.json lacks {', '.join(missing)}")
+    return DecoderConfig(**{key: values[key] for key in fields})
+
+
+def _tensor_files(path: Path) -> dict[str, Path]:
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        weight_map = _read_json(index).get("weight_map", {})
+        absent = sorted({file for file in weight_map.values() if not (path / file).is_file()})
+        if absent:
+            raise CheckpointError(f"{path}: {index.name} names absent files: {', '.join(absent)}")
+        files = [path / name for name in sorted(set(weight_map.values()))]
+    else:
+        whole = path / "model.safetensors"
+        files = [whole] if whole.is_file() else sorted(path.glob("model*.safetensors"))
+    tensors: dict[str, Path] = {}
+    for file in files:
+        with _open_tensors(file) as handle:
+            tensors.update(dict.fromkeys(handle.keys(), file))
+    if not tensors:
+        raise CheckpointError(
+            f"{path} holds no weights: no model*.safetensors file; if it was cloned with git, "
+            "fetch the large files (git lfs pull); convert *.bin weights to safetensors"
+        )
+    return tensors
+
+
+def _open_tensors(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{file} is damaged or not a safetensors file ({error}); download it again"
+        ) from error

@@ -1,0 +1,316 @@
+"""The engine: pairs in, scores out.
+
+`Reranker` owns the flow prompt -> inputs -> batch -> model -> ops; everything a user calls, in
+Python or from the command line, is a thin caller of it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from tqdm import tqdm
+
+from pyrerank import ops
+from pyrerank.batch import pack, plan
+from pyrerank.checkpoint import Checkpoint, open_checkpoint
+from pyrerank.inputs import Explanation, Pair, Prompt, PromptEncoder, pair_up
+from pyrerank.model import Decoder
+from pyrerank.prompt import TEMPLATES
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Score:
+    """One pair's result.
+
+    Attributes:
+        score: probability of "yes" against "no", 0 to 1: the sigmoid of ``logit``.
+        logit: float32 difference of the two logits; finer than ``score`` near 0 and 1.
+        tokens: length of the whole prompt in tokens, template included.
+        truncated: text tokens cut from document and query to fit the model's limit.
+    """
+
+    score: float
+    logit: float
+    tokens: int
+    truncated: int
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One document of a ranking: its place in the caller's list, its score, its text."""
+
+    index: int
+    score: float
+    document: str
+
+
+class NonFiniteScore(ArithmeticError):
+    """The model gave NaN or infinity for a pair."""
+
+
+class Reranker:
+    """A loaded reranker.
+
+    Args:
+        model: folder or hub name of a Qwen3-Reranker, a Qwen3-VL-Reranker (text inputs), or a
+            one-label sequence-classification checkpoint made from one; see `open_checkpoint`.
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; None takes cuda where there is one.
+        dtype: ``"float32"`` or ``"bfloat16"`` for weights and activations; None takes bfloat16,
+            except on a CPU that does not multiply it natively.  Scores are float32 from the last
+            hidden state on in either case.
+        instruction: what counts as relevant, for calls that do not say; None takes the default
+            the model was published with.
+        token_budget: most tokens in one forward pass, which bounds the memory of activations; a
+            single longer prompt still runs, alone.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be found, read or run.
+        ValueError, TypeError: an argument outside what is described here.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        instruction: str | None = None,
+        token_budget: int = 8192,
+    ) -> None:
+        if not isinstance(token_budget, int) or token_budget < 1:
+            raise ValueError(f"token_budget must be a positive int, got {token_budget!r}")
+        self.device = _device(device)
+        self.dtype = _dtype(dtype, self.device)
+        self.instruction = instruction
+        self.token_budget = token_budget
+        self.checkpoint = open_checkpoint(model)
+        self._encoder = _encoder(self.checkpoint)
+        w, self._bias = self.checkpoint.classifier_vector(self._encoder.yes, self._encoder.no)
+        self._w = w.to(self.device)
+        self._decoder = Decoder.load(self.checkpoint, self.device, self.dtype)
+
+    def score(
+        self,
+        query: str | Sequence[str],
+        documents: Sequence[str],
+        *,
+        instruction: str | None = None,
+        progress: bool | None = None,
+    ) -> list[float]:
+        """Relevance of each document, 0 to 1, in the order given.
+
+        Args:
+            query: one query for all documents, or as many as there are documents.
+            documents: at least one text; an empty string is an empty document.
+            instruction: overrides the engine's for this call.
+            progress: True or False shows or hides a progress bar on stderr; None shows it on a
+                terminal when the call takes more than a second.
+
+        Raises:
+            TypeError, ValueError: an argument of the wrong type or length, or a text that is not
+                valid Unicode; names the argument and its index.  Nothing was scored.
+            NonFiniteScore: the weights or the arithmetic gave a NaN or an infinity.
+        """
+        return [
+            result.score
+            for result in self.details(query, documents, instruction=instruction, progress=progress)
+        ]
+
+    def details(
+        self,
+        query: str | Sequence[str],
+        documents: Sequence[str],
+        *,
+        instruction: str | None = None,
+        progress: bool | None = None,
+    ) -> list[Score]:
+        """Like `score`, with the logit and the token counts of each pair."""
+        pairs = [
+            self.pair(f"documents[{i}]", q, document, instruction)
+            for i, (q, document) in enumerate(pair_up(query, documents))
+        ]
+        return self.run(pairs, progress=progress)
+
+    def rank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        top_n: int | None = None,
+        instruction: str | None = None,
+        progress: bool | None = None,
+    ) -> list[Ranked]:
+        """Documents from most to least relevant; equal scores keep the order given.
+
+        Args:
+            query: one query.
+            documents, instruction, progress: as in `score`.
+            top_n: how many to return, at least 1; None returns all.
+
+        Raises: as `score`.
+        """
+        if not isinstance(query, str):
+            raise TypeError(f"query must be str, got {type(query).__name__}")
+        if top_n is not None and (not isinstance(top_n, int) or top_n < 1):
+            raise ValueError(f"top_n must be a positive int or None, got {top_n!r}")
+        results = self.details(query, documents, instruction=instruction, progress=progress)
+        # the logit orders documents whose scores round to the same float
+        order = sorted(range(len(results)), key=lambda i: -results[i].logit)[:top_n]
+        return [Ranked(i, results[i].score, documents[i]) for i in order]
+
+    def explain(self, query: str, document: str, *, instruction: str | None = None) -> Explanation:
+        """The prompt that `score` runs for this pair."""
+        return self._encoder.explain(self.pair("document", query, document, instruction))
+
+    def pair(
+        self, name: str, query: object, document: object, instruction: str | None = None
+    ) -> Pair:
+        """Validates one pair for `run`; ``name`` is what error messages call it."""
+        chosen = self.instruction if instruction is None else instruction
+        return self._encoder.pair(name, query, document, chosen)
+
+    def run(self, pairs: Sequence[Pair], *, progress: bool | None = None) -> list[Score]:
+        """Scores validated pairs, in order, however many there are."""
+        results: list[Score] = []
+        hide = None if progress is None else not progress  # tqdm's None: hidden unless a terminal
+        delay = 1 if progress is None else 0
+        with tqdm(total=len(pairs), unit="pair", disable=hide, delay=delay, leave=False) as bar:
+            for prompts in plan(self._encoder.stream(pairs), self.token_budget):
+                results += self._forward(prompts, first=len(results))
+                bar.update(len(prompts))
+        return results
+
+    @torch.inference_mode()
+    def _forward(self, prompts: Sequence[Prompt], first: int) -> list[Score]:
+        batch = pack(prompts, self.device)
+        norm = self._decoder.norm
+        scores, logits = ops.score_head(
+            self._decoder(batch),
+            batch.cu_seqlens[1:] - 1,
+            norm.weight,
+            norm.eps,
+            self._w,
+            self._bias,
+        )
+        results: list[Score] = []
+        for prompt, score, logit in zip(prompts, scores.tolist(), logits.tolist(), strict=True):
+            if not math.isfinite(logit):
+                raise NonFiniteScore(self._diagnosis(first + len(results), logit))
+            results.append(Score(score, logit, len(prompt.ids), prompt.truncated))
+        return results
+
+    def _diagnosis(self, index: int, logit: float) -> str:
+        bad = self.checkpoint.not_finite()
+        cause = (
+            f"the checkpoint's weights are not finite: {', '.join(bad[:4])}"
+            if bad
+            else f"the arithmetic overflowed in {self.dtype}; try dtype='float32'"
+        )
+        return f"the model gave {logit} for pair {index} ({self.checkpoint.path}): {cause}"
+
+
+def score(
+    query: str | Sequence[str],
+    documents: Sequence[str],
+    *,
+    model: str | os.PathLike[str],
+    instruction: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    progress: bool | None = None,
+) -> list[float]:
+    """Scores documents against a query with the checkpoint ``model``; see `Reranker.score`.
+
+    The checkpoint loaded last stays in memory for the next call; hold a `Reranker` to have several
+    or to release one.
+    """
+    engine = _loaded(_key(model), device, dtype)
+    return engine.score(query, documents, instruction=instruction, progress=progress)
+
+
+def rank(
+    query: str,
+    documents: Sequence[str],
+    *,
+    model: str | os.PathLike[str],
+    top_n: int | None = None,
+    instruction: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    progress: bool | None = None,
+) -> list[Ranked]:
+    """Ranks documents with the checkpoint ``model``; see `Reranker.rank` and `score`."""
+    engine = _loaded(_key(model), device, dtype)
+    return engine.rank(query, documents, top_n=top_n, instruction=instruction, progress=progress)
+
+
+def explain(
+    query: str, document: str, *, model: str | os.PathLike[str], instruction: str | None = None
+) -> Explanation:
+    """The prompt that `score` runs for this pair with the checkpoint ``model``.
+
+    Reads the checkpoint's tokenizer, not its weights.
+    """
+    encoder = _encoder(open_checkpoint(model))
+    return encoder.explain(encoder.pair("document", query, document, instruction))
+
+
+def _encoder(checkpoint: Checkpoint) -> PromptEncoder:
+    return PromptEncoder(checkpoint.tokenizer(), TEMPLATES[checkpoint.family])
+
+
+@lru_cache(maxsize=1)
+def _loaded(
+    model: str | os.PathLike[str],
+    device: str | torch.device | None,
+    dtype: str | torch.dtype | None,
+) -> Reranker:
+    return Reranker(model, device=device, dtype=dtype)
+
+
+def _key(model: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """A folder by its absolute path, which still means the same when the process has moved."""
+    is_folder = isinstance(model, (str, os.PathLike)) and os.path.isdir(model)
+    return os.path.abspath(model) if is_folder else model
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError):
+        chosen = None
+    if chosen is None or chosen.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:N', got {device!r}")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {device!r} is not there: torch {torch.__version__} finds "
+            f"{torch.cuda.device_count()} CUDA devices"
+        )
+    return chosen
+
+
+def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    if dtype is None:
+        native = device.type != "cpu" or cpu_multiplies_bfloat16()
+        return torch.bfloat16 if native else torch.float32
+    chosen = DTYPES.get(str(dtype).removeprefix("torch."))
+    if chosen is None:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)} or None, got {dtype!r}")
+    return chosen
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether this processor has bfloat16 dot products (AVX512-BF16, AMX, Arm BF16)."""
+    if not hasattr(torch.cpu, "get_capabilities"):
+        return False  # torch is too old to tell
+    has = torch.cpu.get_capabilities()
+    return any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -1,0 +1,81 @@
+"""``pyrerank info``: what is installed, what was built, what was found, what an NPU would need."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+
+def report() -> str:
+    """The report, one ``name: value`` a line.  Imports what it reports on, and survives it."""
+    lines = [f"{name}: {_version(name)}" for name in ("pyrerank", "torch", "torch_npu", "numpy")]
+    lines += [f"{name}: {_version(name)}" for name in ("tokenizers", "safetensors")]
+    lines.insert(1, f"python: {platform.python_version()} ({platform.platform()})")
+    missing: list[str] = []
+    lines += _extension(missing) + _cann(missing) + _devices(missing)
+    lines.append("missing for an NPU: " + ("; ".join(missing) or "nothing"))
+    return "\n".join(lines)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _extension(missing: list[str]) -> list[str]:
+    try:
+        from pyrerank import _C
+    except ImportError as error:
+        missing.append("the extension pyrerank._C")
+        return [f"extension: does not load ({error}); reinstall pyrerank"]
+    info: dict[str, Any] = _C.build_info()
+    if info["target"] != "npu":
+        missing.append("kernels compiled by CANN (source set_env.sh, reinstall pyrerank)")
+    return [
+        f"extension: target {info['target']}, {info['compiler']}, {info['flags']}",
+        f"kernels: {', '.join(info['kernels'])}",
+    ]
+
+
+def _cann(missing: list[str]) -> list[str]:
+    home = os.environ.get("ASCEND_HOME_PATH") or os.environ.get("ASCEND_TOOLKIT_HOME")
+    if not home:
+        missing.append("the CANN toolkit (install it, then source its set_env.sh)")
+        return ["CANN: not found (ASCEND_HOME_PATH is not set)"]
+    found = [f for f in Path(home).glob("*/version.info")] + [Path(home) / "version.cfg"]
+    text = next((f.read_text(errors="replace").split("\n")[0] for f in found if f.is_file()), "?")
+    return [f"CANN: {home}, {text}"]
+
+
+def _devices(missing: list[str]) -> list[str]:
+    try:
+        # imports torch_npu as well where it is installed, and fails as it does
+        import torch
+    except Exception as error:
+        missing.append("a torch that imports")
+        return [f"devices: torch does not import ({error})"]
+    from pyrerank.engine import cpu_multiplies_bfloat16
+
+    native = "native" if cpu_multiplies_bfloat16() else "emulated"
+    lines = [f"cpu: {torch.get_num_threads()} threads, bfloat16 {native}"]
+    lines += [
+        f"cuda:{i}: {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())
+    ]
+    if _version("torch_npu") == "not installed":
+        missing.append(f"torch_npu (pip install torch_npu=={torch.__version__.split('+')[0]})")
+        return [*lines, "npu: torch_npu is not installed"]
+    try:
+        import torch_npu  # noqa: F401  registers torch.npu
+
+        count = torch.npu.device_count()
+    except Exception as error:
+        missing.append("a torch_npu that imports")
+        return [*lines, f"npu: torch_npu does not import ({error})"]
+    if not count:
+        missing.append("an NPU with its driver (npu-smi info)")
+    return [*lines, f"npu: {count} devices"]

@@ -1,0 +1,32 @@
+"""Shared fixtures: the real Qwen vocabulary, and checkpoints in the real architecture."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from tokenizers import Tokenizer
+
+ROOT = Path(__file__).parents[1]
+sys.path += [str(ROOT / "examples"), str(ROOT / "tests")]
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# the machine's load must not decide a test
+settings.register_profile("pyrerank", deadline=None)
+settings.load_profile("pyrerank")
+
+
+@pytest.fixture(scope="session")
+def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tokenizer files of Qwen3."""
+    import qwen_vocab
+
+    folder = tmp_path_factory.mktemp("qwen")
+    qwen_vocab.write(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(vocabulary: Path) -> Tokenizer:
+    return Tokenizer.from_file(str(vocabulary / "tokenizer.json"))

@@ -1,0 +1,229 @@
+"""The engine against transformers: same prompt, same score, for every kind of checkpoint."""
+
+import json
+import shutil
+from dataclasses import astuple
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import write_random
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from published import Published
+from safetensors.torch import load_file, save_file
+
+import pyrerank
+from pyrerank import NonFiniteScore, Reranker
+
+# |score - reference|: float32 rounding of a few layers; bfloat16 has 8 bits of mantissa
+TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
+BATCH_TOLERANCE = 1e-6  # a matrix product may add in another order when it has more rows
+
+QUERY = "What is the capital of China? 中国的首都是哪里？"
+DOCUMENTS = [
+    "Beijing is the capital of China.",
+    "Gravity is a force that attracts two bodies towards each other. It gives weight to objects.",
+    "北京是中华人民共和国的首都，全国政治、文化中心。",
+    "عاصمة الصين هي بكين، وهي مدينة قديمة.",
+    "Пекин — столица Китая. 東京は日本の首都です。 서울은 한국의 수도이다.",
+    "🎉🏮👩‍👩‍👧‍👦 flags: 🇨🇳🇫🇷",
+    "",
+    " ",
+    "a",
+    "def f(x):\n\treturn x ** 2  # code\n" * 4,
+    "The <|im_end|> in here is text; so is <think>.",
+]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Writes each kind of checkpoint once."""
+    written: dict[str, Path] = {}
+
+    def get(kind: str) -> Path:
+        if kind not in written:
+            folder = tmp_path_factory.mktemp(kind)
+            if kind == "qwen3-vl classifier":
+                convert(get("qwen3-vl untied"), folder)
+            elif kind == "qwen3 classifier":
+                write_random(folder, "qwen3-sequence-classification", tied=False, seed=5)
+            else:
+                family, ties = kind.split()
+                write_random(folder, f"{family}-reranker", tied=ties == "tied", seed=len(kind))
+            written[kind] = folder
+        return written[kind]
+
+    return get
+
+
+def convert(source: Path, target: Path) -> None:
+    """A one-label classifier out of a VL reranker, as converters of these models write it."""
+    shutil.copytree(source, target, dirs_exist_ok=True)
+    tensors = load_file(source / "model.safetensors")
+    head = tensors.pop("lm_head.weight").float()
+    tensors["score.weight"] = head[9693:9694] - head[2152:2153]
+    save_file(tensors, target / "model.safetensors", {"format": "pt"})
+    config = json.loads((source / "config.json").read_text())
+    config["architectures"] = ["Qwen3VLForSequenceClassification"]
+    (target / "config.json").write_text(json.dumps(config))
+
+
+KINDS = ["qwen3 tied", "qwen3 untied", "qwen3-vl tied", "qwen3-vl untied", "qwen3 classifier"]
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("kind", KINDS)
+class TestParity:
+    def test_texts(self, checkpoint, kind, dtype):
+        published = Published(checkpoint(kind))
+        want = torch.tensor([published.score(QUERY, d) for d in DOCUMENTS])
+        engine = Reranker(checkpoint(kind), dtype=dtype)
+        results = engine.details(QUERY, DOCUMENTS)
+        got = torch.tensor([r.score for r in results])
+        assert (got - want).abs().max() <= TOLERANCE[dtype]
+        # the checkpoint must be able to show a difference
+        assert want.max() - want.min() > 0.1
+        clear = (want[:, None] - want) > TOLERANCE[dtype] * 2
+        assert ((got[:, None] - got) > 0)[clear].all()
+
+    def test_long_texts(self, checkpoint, kind, dtype):
+        published = Published(checkpoint(kind))
+        documents = [" ".join(DOCUMENTS)[:n] * m for n, m in ((300, 9), (500, 20))]
+        documents += ["word " * 3900]
+        want = [published.score(QUERY, d, "Find it.") for d in documents]
+        engine = Reranker(checkpoint(kind), dtype=dtype)
+        results = engine.details(QUERY, documents, instruction="Find it.")
+        assert [r.score for r in results] == pytest.approx(want, abs=TOLERANCE[dtype])
+        assert [r.tokens for r in results] == [
+            len(published.ids(QUERY, d, "Find it.")) for d in documents
+        ]
+
+
+@pytest.mark.parametrize("kind", ["qwen3 tied", "qwen3-vl untied"])
+def test_truncation_at_the_published_limit(checkpoint, kind):
+    published = Published(checkpoint(kind))
+    document = "The rain in Spain stays mainly in the plain. " * 1500
+    [result] = Reranker(checkpoint(kind), dtype="float32").details(QUERY, [document])
+    assert result.tokens == {"qwen3": 8192, "qwen3-vl": 10245}[published.family]
+    assert result.truncated > 0
+    assert result.score == pytest.approx(published.score(QUERY, document), abs=1e-5)
+
+
+def test_converted_vl_checkpoint_scores_as_its_source(checkpoint):
+    source = Reranker(checkpoint("qwen3-vl untied"), dtype="float32")
+    converted = Reranker(checkpoint("qwen3-vl classifier"), dtype="float32")
+    assert converted.score(QUERY, DOCUMENTS) == source.score(QUERY, DOCUMENTS)
+
+
+class TestBatches:
+    """A document's score is its own."""
+
+    @pytest.fixture(scope="class")
+    def engine(self, checkpoint) -> Reranker:
+        return Reranker(checkpoint("qwen3 tied"), dtype="float32")
+
+    @settings(max_examples=15)
+    @given(data=st.data())
+    def test_alone_or_in_any_batch(self, engine, data):
+        documents = data.draw(st.lists(st.sampled_from(DOCUMENTS), min_size=1, max_size=64))
+        budget = data.draw(st.sampled_from([1, 100, 300, 8192]))
+        alone = {d: engine.score(QUERY, [d])[0] for d in set(documents)}
+        together = Reranker.__new__(Reranker)
+        together.__dict__.update(engine.__dict__, token_budget=budget)
+        scores = together.score(QUERY, documents)
+        assert scores == pytest.approx([alone[d] for d in documents], abs=BATCH_TOLERANCE)
+
+    def test_one_to_one(self, engine):
+        queries = [f"query {i}" for i in range(len(DOCUMENTS))]
+        scores = engine.score(queries, DOCUMENTS)
+        want = [engine.score(q, [d])[0] for q, d in zip(queries, DOCUMENTS, strict=True)]
+        assert scores == pytest.approx(want, abs=BATCH_TOLERANCE)
+
+    def test_rank(self, engine):
+        scores = engine.score(QUERY, DOCUMENTS)
+        ranking = engine.rank(QUERY, DOCUMENTS)
+        assert [r.index for r in ranking] == sorted(range(len(scores)), key=lambda i: -scores[i])
+        assert all(astuple(r) == (r.index, scores[r.index], DOCUMENTS[r.index]) for r in ranking)
+        assert engine.rank(QUERY, DOCUMENTS, top_n=3) == ranking[:3]
+        assert engine.rank(QUERY, DOCUMENTS, top_n=99) == ranking
+        repeated = engine.rank(QUERY, ["same"] * 5)
+        assert [r.index for r in repeated] == [0, 1, 2, 3, 4]
+
+    def test_instruction(self, engine, checkpoint):
+        published = Published(checkpoint("qwen3 tied"))
+        want = published.score(QUERY, "text", "Find the opposite.")
+        assert want != pytest.approx(published.score(QUERY, "text"), abs=1e-4)
+        [per_call] = engine.score(QUERY, ["text"], instruction="Find the opposite.")
+        held = Reranker(checkpoint("qwen3 tied"), dtype="float32", instruction="Find the opposite.")
+        assert per_call == held.score(QUERY, ["text"])[0] == pytest.approx(want, abs=1e-5)
+
+    def test_module_functions(self, engine, checkpoint):
+        model = checkpoint("qwen3 tied")
+        scores = pyrerank.score(QUERY, DOCUMENTS, model=model, dtype="float32")
+        assert scores == engine.score(QUERY, DOCUMENTS)
+        ranking = pyrerank.rank(QUERY, DOCUMENTS, model=model, dtype="float32", top_n=2)
+        assert ranking == engine.rank(QUERY, DOCUMENTS, top_n=2)
+        explanation = pyrerank.explain(QUERY, "text", model=model)
+        assert explanation == engine.explain(QUERY, "text")
+        assert explanation.ids == Published(model).ids(QUERY, "text")
+
+    def test_progress_is_silent_in_a_pipe_and_shown_on_request(self, engine, capfd):
+        engine.score(QUERY, DOCUMENTS)
+        assert capfd.readouterr() == ("", "")
+        engine.score(QUERY, DOCUMENTS, progress=True)
+        out, err = capfd.readouterr()
+        assert out == "" and "pair" in err
+
+    def test_bad_arguments_score_nothing(self, engine):
+        with pytest.raises(TypeError, match=r"documents\[1\] must be str, got NoneType"):
+            engine.score(QUERY, ["a", None])
+        with pytest.raises(TypeError, match=r"the query of documents\[0\] must be str"):
+            engine.score([None], ["a"])
+        with pytest.raises(TypeError, match="query must be str"):
+            engine.rank(["q"], ["a"])
+        for top_n in (0, -1, 1.5, "3"):
+            with pytest.raises(ValueError, match="top_n must be a positive int"):
+                engine.rank(QUERY, ["a"], top_n=top_n)
+
+    def test_a_document_of_five_megabytes(self, engine):
+        document = "The rain in Spain. " * (5_000_000 // 19)
+        [result] = engine.details(QUERY, [document])
+        assert result.tokens == 8192 and result.truncated > 1_000_000
+        [short] = engine.score(QUERY, [document[:100_000]])
+        assert result.score == short
+
+
+class TestEngineArguments:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"dtype": "int8"}, "dtype must be one of float32, bfloat16 or None, got 'int8'"),
+            ({"dtype": torch.float16}, "dtype must be one of"),
+            ({"device": "tpu"}, "device must be 'cpu', 'cuda' or 'cuda:N', got 'tpu'"),
+            ({"device": "meta"}, "device must be"),
+            ({"token_budget": 0}, "token_budget must be a positive int, got 0"),
+        ],
+    )
+    def test_outside_the_described(self, checkpoint, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            Reranker(checkpoint("qwen3 tied"), **arguments)
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+    def test_a_device_that_is_not_there(self, checkpoint):
+        with pytest.raises(ValueError, match="finds 0 CUDA devices"):
+            Reranker(checkpoint("qwen3 tied"), device="cuda:1")
+
+    def test_torch_dtype_and_default(self, checkpoint):
+        assert Reranker(checkpoint("qwen3 tied"), dtype=torch.bfloat16).dtype is torch.bfloat16
+        assert Reranker(checkpoint("qwen3 tied")).dtype in (torch.bfloat16, torch.float32)
+
+
+def test_nan_weights_are_named(checkpoint, tmp_path):
+    shutil.copytree(checkpoint("qwen3 tied"), tmp_path, dirs_exist_ok=True)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    engine = Reranker(tmp_path, dtype="float32")
+    with pytest.raises(NonFiniteScore, match=r"pair 0 .*model\.layers\.1\.mlp\.up_proj\.weight"):
+        engine.score(QUERY, DOCUMENTS)
