@@ -73,7 +73,7 @@ class Checkpoint:
         try:
             return Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises bare Exception for every malformed file
-            raise CheckpointError(f"{file} is not a readable tokenizer: {error}") from error
+            raise CheckpointError(f"{file.name} is not a readable tokenizer: {error}") from error
 
     def decoder_weights(
         self, shapes: Mapping[str, torch.Size], *, device: torch.device, dtype: torch.dtype

@@ -182,7 +182,7 @@ def _run_lines(args: argparse.Namespace, ranked: bool) -> int:
 
 def _open_output(path: Path, resume: bool) -> BinaryIO:
     try:
-        return open(path, "r+b" if resume and path.exists() else "xb")
+        return open(path, "r+b" if resume and path.exists() else "x+b")
     except FileExistsError:
         raise ValueError(
             f"{path} exists; add --resume to go on with it, or remove it to start over"

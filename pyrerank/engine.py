@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from pyrerank import ops
 from pyrerank.batch import pack, plan
-from pyrerank.checkpoint import Checkpoint, open_checkpoint
+from pyrerank.checkpoint import Checkpoint, CheckpointError, open_checkpoint
 from pyrerank.inputs import Explanation, Pair, Prompt, PromptEncoder, pair_up
 from pyrerank.model import Decoder
 from pyrerank.prompt import TEMPLATES
@@ -177,18 +177,23 @@ class Reranker:
         return self._encoder.pair(name, query, document, chosen)
 
     def run(self, pairs: Sequence[Pair], *, progress: bool | None = None) -> list[Score]:
-        """Scores validated pairs, in order, however many there are."""
-        results: list[Score] = []
+        """Scores validated pairs, in order, however many there are; equal pairs are run once."""
+        results: dict[Pair, Score] = {}
+        unique = list(dict.fromkeys(pairs))
         hide = None if progress is None else not progress  # tqdm's None: hidden unless a terminal
         delay = 1 if progress is None else 0
-        with tqdm(total=len(pairs), unit="pair", disable=hide, delay=delay, leave=False) as bar:
-            for prompts in plan(self._encoder.stream(pairs), self.token_budget):
-                results += self._forward(prompts, first=len(results))
+        with tqdm(total=len(unique), unit="pair", disable=hide, delay=delay, leave=False) as bar:
+            for prompts in plan(self._encoder.stream(unique), self.token_budget):
+                done = unique[len(results) : len(results) + len(prompts)]
+                for pair, result in zip(done, self._forward(prompts), strict=True):
+                    if not math.isfinite(result.logit):
+                        raise NonFiniteScore(self._diagnosis(pairs.index(pair), result.logit))
+                    results[pair] = result
                 bar.update(len(prompts))
-        return results
+        return [results[pair] for pair in pairs]
 
     @torch.inference_mode()
-    def _forward(self, prompts: Sequence[Prompt], first: int) -> list[Score]:
+    def _forward(self, prompts: Sequence[Prompt]) -> list[Score]:
         batch = pack(prompts, self.device)
         norm = self._decoder.norm
         scores, logits = ops.score_head(
@@ -199,12 +204,10 @@ class Reranker:
             self._w,
             self._bias,
         )
-        results: list[Score] = []
-        for prompt, score, logit in zip(prompts, scores.tolist(), logits.tolist(), strict=True):
-            if not math.isfinite(logit):
-                raise NonFiniteScore(self._diagnosis(first + len(results), logit))
-            results.append(Score(score, logit, len(prompt.ids), prompt.truncated))
-        return results
+        return [
+            Score(score, logit, len(prompt.ids), prompt.truncated)
+            for prompt, score, logit in zip(prompts, scores.tolist(), logits.tolist(), strict=True)
+        ]
 
     def _diagnosis(self, index: int, logit: float) -> str:
         bad = self.checkpoint.not_finite()
@@ -263,7 +266,10 @@ def explain(
 
 
 def _encoder(checkpoint: Checkpoint) -> PromptEncoder:
-    return PromptEncoder(checkpoint.tokenizer(), TEMPLATES[checkpoint.family])
+    try:
+        return PromptEncoder(checkpoint.tokenizer(), TEMPLATES[checkpoint.family])
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint.path}: {error}") from None
 
 
 @lru_cache(maxsize=1)

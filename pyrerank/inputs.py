@@ -145,15 +145,11 @@ class PromptEncoder:
     def encode(self, pairs: Sequence[Pair]) -> list[Prompt]:
         """Encodes in parallel; truncates the document, then the query, where the limit demands."""
         turns = [self.template.user_turn(p.instruction, p.query, p.document) for p in pairs]
-        texts = [turn.text for turn in turns]
-        encodings = self._text.encode_batch_fast(texts, add_special_tokens=False)
+        encodings = self._text.encode_batch([t.text for t in turns], add_special_tokens=False)
         prompts = []
         for turn, encoding in zip(turns, encodings, strict=True):
-            ids, excess = encoding.ids, max(0, len(encoding.ids) - self._room)
-            if excess:
-                # the fast form knows no character offsets, so the long text is encoded again
-                encoding = self._text.encode(turn.text, add_special_tokens=False)
-                ids = _truncate(encoding, turn, excess)
+            excess = max(0, len(encoding.ids) - self._room)
+            ids = _truncate(encoding, turn, excess) if excess else encoding.ids
             prompts.append(Prompt(self._head + ids + self._tail, excess))
         return prompts
 

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +17,7 @@ from pyrerank.model import Decoder
 @pytest.fixture(scope="module")
 def original(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("original")
-    write_random(folder, "qwen3-reranker", tied=False, seed=1)
+    write_random(folder, "qwen3-reranker", tied=False, seed=1, dtype=torch.bfloat16)
     return folder
 
 
@@ -47,12 +45,12 @@ def edit_tensors(model: Path, **changes: torch.Tensor | None) -> None:
 
 class TestLoading:
     def test_shards_equal_one_file(self, original, tmp_path):
-        write_random(tmp_path, "qwen3-reranker", tied=False, seed=1, shards=3)
+        write_random(tmp_path, "qwen3-reranker", tied=False, seed=1, dtype=torch.bfloat16, shards=3)
         assert len(list(tmp_path.glob("model-*.safetensors"))) == 3
         one, many = (Reranker(m, dtype="float32") for m in (original, tmp_path))
         assert one.score("q", ["a", "b"]) == many.score("q", ["a", "b"])
 
-    @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize("stored", [torch.float32, torch.float16])
     def test_any_stored_dtype(self, model, stored):
         tensors = {n: t.to(stored) for n, t in load_file(model / "model.safetensors").items()}
         save_file(tensors, model / "model.safetensors", {"format": "pt"})
@@ -76,24 +74,14 @@ class TestLoading:
 
     def test_weights_are_mapped_not_copied(self, tmp_path):
         write_random(tmp_path, "qwen3-reranker", tied=True, seed=1, dtype=torch.bfloat16)
-        size = (tmp_path / "model.safetensors").stat().st_size
-        script = f"""
-import torch
-from pyrerank.checkpoint import open_checkpoint
-from pyrerank.model import Decoder
-def anonymous():
-    lines = open("/proc/self/status").read().splitlines()
-    return next(int(l.split()[1]) * 1024 for l in lines if l.startswith("RssAnon"))
-torch.zeros(1)
-checkpoint = open_checkpoint({str(tmp_path)!r})
-before = anonymous()
-decoder = Decoder.load(checkpoint, torch.device("cpu"), torch.bfloat16)
-print(anonymous() - before, decoder.embed_tokens.weight.dtype)
-"""
-        run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-        grown, dtype = run.stdout.split()
-        assert dtype == "torch.bfloat16" and size > 10_000_000
-        assert int(grown) < 0.2 * size
+        decoder = Decoder.load(open_checkpoint(tmp_path), torch.device("cpu"), torch.bfloat16)
+        ranges = [
+            [int(end, 16) for end in line.split()[0].split("-")]
+            for line in Path("/proc/self/maps").read_text().splitlines()
+            if line.endswith(str(tmp_path / "model.safetensors"))
+        ]
+        for name, weight in decoder.named_parameters():
+            assert any(start <= weight.data_ptr() < end for start, end in ranges), name
 
     def test_a_causal_decoder_has_the_shapes_of_transformers(self, original):
         from transformers import AutoModel
@@ -221,7 +209,7 @@ class TestDamage:
         self.refused(model, r"lm_head.weight is \(7, 8\), not \(")
 
     def test_a_missing_shard(self, tmp_path):
-        write_random(tmp_path, "qwen3-reranker", tied=False, seed=1, shards=3)
+        write_random(tmp_path, "qwen3-reranker", tied=False, seed=1, dtype=torch.bfloat16, shards=3)
         shard = sorted(tmp_path.glob("model-*.safetensors"))[1]
         shard.unlink()
         self.refused(tmp_path, f"names absent files: {shard.name}")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from checkpoints import write_random
 
 from pyrerank import Reranker
@@ -21,7 +22,7 @@ QUERY = "capital of China?"
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("model")
-    write_random(folder, "qwen3-reranker", tied=True, seed=3)
+    write_random(folder, "qwen3-reranker", tied=True, seed=3, dtype=torch.bfloat16)
     return str(folder)
 
 
@@ -73,7 +74,7 @@ class TestArguments:
         assert main(["score", "--model", model, "--query", QUERY, "word\n" * 99, "汉" * 99]) == 0
         words, han = capsys.readouterr().out.splitlines()
         assert len(words) == 40 and words.endswith("…")
-        assert len(han) + han.count("汉") in (39, 40) and han.endswith("…")
+        assert len(han) + han.count("汉") in (38, 39, 40) and han.endswith("…")
 
     def test_explain(self, model, engine, capsys):
         assert main(["explain", "--model", model, "--query", QUERY, DOCUMENTS[0]]) == 0
@@ -233,8 +234,8 @@ class TestLines:
 @pytest.fixture(scope="module")
 def thousand_pairs(tmp_path_factory) -> Path:
     """100 real queries with ten real passages each, a pair a line."""
-    passages = records((DATA / "en/corpus.jsonl").read_bytes())
-    queries = records((DATA / "en/queries.jsonl").read_bytes())
+    passages = records((DATA / "xquad/en/corpus.jsonl").read_bytes())
+    queries = records((DATA / "xquad/en/queries.jsonl").read_bytes())
     file = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
     with file.open("wb") as out:
         for i, query in enumerate(queries[:100]):
@@ -244,15 +245,16 @@ def thousand_pairs(tmp_path_factory) -> Path:
     return file
 
 
-class TestResume:
-    @pytest.fixture(scope="class")
-    def whole(self, model, thousand_pairs) -> bytes:
-        """The output of a run that nothing interrupted."""
-        target = thousand_pairs.with_name("whole.jsonl")
-        files = ["--input", str(thousand_pairs), "--output", str(target)]
-        assert main(["score", "--model", model, *files]) == 0
-        return target.read_bytes()
+@pytest.fixture(scope="module")
+def whole(model, thousand_pairs) -> bytes:
+    """The output of a run that nothing interrupted."""
+    target = thousand_pairs.with_name("whole.jsonl")
+    files = ["--input", str(thousand_pairs), "--output", str(target)]
+    assert main(["score", "--model", model, *files]) == 0
+    return target.read_bytes()
 
+
+class TestResume:
     def test_a_thousand_pairs(self, whole, engine, thousand_pairs):
         results, pairs = records(whole), records(thousand_pairs.read_bytes())
         assert [r["line"] for r in results] == list(range(1, 1001))

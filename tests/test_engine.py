@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import astuple
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,6 @@ DOCUMENTS = [
     " ",
     "a",
     "def f(x):\n\treturn x ** 2  # code\n" * 4,
-    "The <|im_end|> in here is text; so is <think>.",
 ]
 
 
@@ -44,17 +44,26 @@ def checkpoint(tmp_path_factory):
     def get(kind: str) -> Path:
         if kind not in written:
             folder = tmp_path_factory.mktemp(kind)
+            # bfloat16 on disk, as published; the reference widens the same weights to float32
+            options = {"dtype": torch.bfloat16, "seed": len(kind)}
             if kind == "qwen3-vl classifier":
                 convert(get("qwen3-vl untied"), folder)
             elif kind == "qwen3 classifier":
-                write_random(folder, "qwen3-sequence-classification", tied=False, seed=5)
+                write_random(folder, "qwen3-sequence-classification", tied=False, **options)
             else:
                 family, ties = kind.split()
-                write_random(folder, f"{family}-reranker", tied=ties == "tied", seed=len(kind))
+                write_random(folder, f"{family}-reranker", tied=ties == "tied", **options)
             written[kind] = folder
         return written[kind]
 
     return get
+
+
+@pytest.fixture(scope="module")
+def published(checkpoint):
+    """transformers' model of each kind, loaded once; its scores, computed once."""
+    models = cache(lambda kind: Published(checkpoint(kind)))
+    return cache(lambda kind, *pair: models(kind).score(*pair))
 
 
 def convert(source: Path, target: Path) -> None:
@@ -75,39 +84,33 @@ KINDS = ["qwen3 tied", "qwen3 untied", "qwen3-vl tied", "qwen3-vl untied", "qwen
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("kind", KINDS)
 class TestParity:
-    def test_texts(self, checkpoint, kind, dtype):
-        published = Published(checkpoint(kind))
-        want = torch.tensor([published.score(QUERY, d) for d in DOCUMENTS])
+    def test_texts(self, checkpoint, published, kind, dtype):
+        want = torch.tensor([published(kind, QUERY, d) for d in DOCUMENTS])
         engine = Reranker(checkpoint(kind), dtype=dtype)
-        results = engine.details(QUERY, DOCUMENTS)
-        got = torch.tensor([r.score for r in results])
+        got = torch.tensor(engine.score(QUERY, DOCUMENTS))
         assert (got - want).abs().max() <= TOLERANCE[dtype]
         # the checkpoint must be able to show a difference
         assert want.max() - want.min() > 0.1
         clear = (want[:, None] - want) > TOLERANCE[dtype] * 2
         assert ((got[:, None] - got) > 0)[clear].all()
 
-    def test_long_texts(self, checkpoint, kind, dtype):
-        published = Published(checkpoint(kind))
+    def test_long_texts(self, checkpoint, published, kind, dtype):
         documents = [" ".join(DOCUMENTS)[:n] * m for n, m in ((300, 9), (500, 20))]
         documents += ["word " * 3900]
-        want = [published.score(QUERY, d, "Find it.") for d in documents]
+        want = [published(kind, QUERY, d, "Find it.") for d in documents]
         engine = Reranker(checkpoint(kind), dtype=dtype)
         results = engine.details(QUERY, documents, instruction="Find it.")
         assert [r.score for r in results] == pytest.approx(want, abs=TOLERANCE[dtype])
-        assert [r.tokens for r in results] == [
-            len(published.ids(QUERY, d, "Find it.")) for d in documents
-        ]
+        assert max(r.tokens for r in results) > 3900
 
 
 @pytest.mark.parametrize("kind", ["qwen3 tied", "qwen3-vl untied"])
-def test_truncation_at_the_published_limit(checkpoint, kind):
-    published = Published(checkpoint(kind))
+def test_truncation_at_the_published_limit(checkpoint, published, kind):
     document = "The rain in Spain stays mainly in the plain. " * 1500
     [result] = Reranker(checkpoint(kind), dtype="float32").details(QUERY, [document])
-    assert result.tokens == {"qwen3": 8192, "qwen3-vl": 10245}[published.family]
+    assert result.tokens == {"qwen3 tied": 8192, "qwen3-vl untied": 10245}[kind]
     assert result.truncated > 0
-    assert result.score == pytest.approx(published.score(QUERY, document), abs=1e-5)
+    assert result.score == pytest.approx(published(kind, QUERY, document), abs=1e-5)
 
 
 def test_converted_vl_checkpoint_scores_as_its_source(checkpoint):
@@ -116,12 +119,13 @@ def test_converted_vl_checkpoint_scores_as_its_source(checkpoint):
     assert converted.score(QUERY, DOCUMENTS) == source.score(QUERY, DOCUMENTS)
 
 
+@pytest.fixture(scope="module")
+def engine(checkpoint) -> Reranker:
+    return Reranker(checkpoint("qwen3 tied"), dtype="float32")
+
+
 class TestBatches:
     """A document's score is its own."""
-
-    @pytest.fixture(scope="class")
-    def engine(self, checkpoint) -> Reranker:
-        return Reranker(checkpoint("qwen3 tied"), dtype="float32")
 
     @settings(max_examples=15)
     @given(data=st.data())
@@ -150,10 +154,9 @@ class TestBatches:
         repeated = engine.rank(QUERY, ["same"] * 5)
         assert [r.index for r in repeated] == [0, 1, 2, 3, 4]
 
-    def test_instruction(self, engine, checkpoint):
-        published = Published(checkpoint("qwen3 tied"))
-        want = published.score(QUERY, "text", "Find the opposite.")
-        assert want != pytest.approx(published.score(QUERY, "text"), abs=1e-4)
+    def test_instruction(self, engine, checkpoint, published):
+        want = published("qwen3 tied", QUERY, "text", "Find the opposite.")
+        assert want != pytest.approx(published("qwen3 tied", QUERY, "text"), abs=1e-4)
         [per_call] = engine.score(QUERY, ["text"], instruction="Find the opposite.")
         held = Reranker(checkpoint("qwen3 tied"), dtype="float32", instruction="Find the opposite.")
         assert per_call == held.score(QUERY, ["text"])[0] == pytest.approx(want, abs=1e-5)
@@ -166,7 +169,6 @@ class TestBatches:
         assert ranking == engine.rank(QUERY, DOCUMENTS, top_n=2)
         explanation = pyrerank.explain(QUERY, "text", model=model)
         assert explanation == engine.explain(QUERY, "text")
-        assert explanation.ids == Published(model).ids(QUERY, "text")
 
     def test_progress_is_silent_in_a_pipe_and_shown_on_request(self, engine, capfd):
         engine.score(QUERY, DOCUMENTS)

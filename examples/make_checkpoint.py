@@ -1,0 +1,245 @@
+"""Writes a small Qwen3-Reranker checkpoint that ranks by shared words: set by hand, not trained.
+
+    python examples/make_checkpoint.py OUTDIR
+
+The folder has the published layout and the whole Qwen vocabulary, and loads like any published
+checkpoint. Its three decoder layers hold one circuit, which counts the words that query and
+document share. It knows no meaning, no synonyms and no second language: use it to try the software.
+
+A token's hidden state is a code, the same for all spellings of a word (" Panther", "panthers"),
+beside nine named channels. The embedding fills the code, a constant, two section marks and the
+word's weight; the layers fill the rest.
+
+Layer 0, where am I?  Two heads share one key-value head. Each looks for one mark, the `Query` of
+    `<Query>:` or the `<Document` of `<Document>:`; a token that finds it lies behind it. Together
+    they tell query from document.
+Layer 1, is my word asked for?  One head compares codes. A token finds itself, its n - 1 earlier
+    repetitions in the document, and its k repetitions in the query, all equally alike, so the share
+    of attention that goes to the query is k / (k + n): 1/2 for the first occurrence in the document
+    of a word asked for once, 1/3 at most for the next, 0 for other words. Two SwiGLU neurons make
+    a step between 1/3 and 1/2: the token is found.
+Layer 2, how much was found?  The last token attends to all of the query and to what was found, to
+    each word by its weight: exp(log(weight)). The share that falls on the document is
+    found / (found + asked), which depends on the part of the query that was found and on no length.
+    It drives `yes` against `no`.
+
+Queries and keys are compared in the slow half of the rotary dimensions, so distance does not
+matter: rope_theta is 1e10 (published: 1e6), at which they turn by less than 0.1 radian in 8192
+tokens. Attention only looks back and the query comes first, so it is the document's tokens that
+look at the query, never the reverse.
+"""
+import argparse
+import json
+import math
+import unicodedata
+from collections import Counter
+from pathlib import Path
+
+import torch
+from qwen_vocab import ranks
+from qwen_vocab import write as write_tokenizer
+from safetensors.torch import save_file
+
+VOCABULARY, HIDDEN, HEAD, NEURONS = 151936, 80, 128, 16
+CODE = 64  # the first channels: the word's code of +1 and -1
+ONE, QUERY_MARK, DOCUMENT_MARK, WEIGHT, PAST_QUERY, PAST_DOCUMENT, SHARE, FOUND, ANSWER = range(
+    CODE, CODE + 9)
+# Channels other than codes and ONE are kept small, so that all hidden states have nearly one norm
+# and RMSNorm with that norm as its weight changes nothing.
+SMALL = 0.25
+RMS = math.sqrt((CODE + 1) / HIDDEN)
+# Head dimensions i and i + HEAD / 2 turn together, slower the larger i. Codes take the slow half.
+SLOW = [*range(HEAD // 4, HEAD // 2), *range(3 * HEAD // 4, HEAD)]
+FLAG, OTHER_FLAG, REST = HEAD // 4 - 1, HEAD // 4 - 2, HEAD // 4 - 3  # the next slowest
+
+# Tokens of the template. A text that holds `<Document` or an unspaced `Query` confuses sections.
+QUERY, DOCUMENT, START, YES, NO = b"Query", b"<Document", 151644, b"yes", b"no"
+NATS = 12.0  # e**NATS: the weight of the rarest word that passed over one that did not
+GAIN = 8.0  # logits run from -4, nothing found, to 4, all of it
+LIGHTEST = 0.01  # the weight of the commonest words, where the rarest weigh 1
+
+
+def word(token: bytes) -> str | None:
+    """What a token's spellings have in common; None where the token is no text of its own."""
+    try:
+        text = token.decode()
+    except UnicodeDecodeError:
+        return None
+    if len(text) > 1 and not text[0].isalnum():
+        text = text[1:]
+    if not text[:1].isalnum():
+        return None
+    text = text.casefold()
+    if text.isascii() and len(text) > 3 and text.endswith("s") and not text.endswith("ss"):
+        text = text[:-1]
+    return text
+
+
+def lexicon() -> tuple[list[int], list[float]]:
+    """Of each token id: the number of its code, and the weight of its word.
+
+    Ids are in order of frequency, near enough. By Zipf's law the logarithm of a word's rank among
+    the words of its script is then minus that of its frequency.
+    """
+    codes: dict[str | bytes, int] = {}
+    weights: list[float] = []
+    seen: Counter[str] = Counter()
+    of_token = []
+    for token in sorted(ranks(), key=ranks().__getitem__):
+        name = word(token)
+        key = token if name is None else name
+        if key not in codes:
+            codes[key] = len(codes)
+            weight = 0.0
+            if name is not None:
+                script = unicodedata.name(name[0], "?").split()[0]
+                seen[script] += 1
+                weight = max(LIGHTEST, rarity(seen[script]))
+            weights.append(weight)
+        of_token.append(codes[key])
+    return of_token, [weights[code] for code in of_token]
+
+
+def rarity(rank: int) -> float:
+    return min(1.0, math.log(rank) / math.log(20000)) ** 3
+
+
+def embeddings() -> torch.Tensor:
+    of_token, weights = lexicon()
+    table = torch.zeros(VOCABULARY, HIDDEN)
+    used = len(of_token) + 26  # the added tokens have codes of their own and no weight
+    of_token += range(len(of_token), used)
+    signs = torch.randint(0, 2, (used, CODE), generator=torch.Generator().manual_seed(0))
+    table[:used, :CODE] = signs[torch.tensor(of_token)] * 2.0 - 1.0
+    table[:used, ONE] = 1.0
+    # Attention weighs by exp, so the log is stored. What weighs nothing cancels having passed.
+    table[:used, WEIGHT] = -SMALL
+    table[:len(weights), WEIGHT] = SMALL * torch.tensor(weights).log().clamp(min=-NATS) / NATS
+    for token, mark in [(QUERY, QUERY_MARK), (DOCUMENT, DOCUMENT_MARK)]:
+        table[ranks()[token], mark], table[ranks()[token], WEIGHT] = SMALL, -SMALL
+    # Found outside the document: a little that nobody finds, where the query has only stop words.
+    table[START, FOUND], table[START, WEIGHT] = SMALL, SMALL * math.log(LIGHTEST) / NATS
+    table[ranks()[YES], ANSWER], table[ranks()[NO], ANSWER] = 1.0, -1.0
+    return table
+
+
+class Layer:
+    """A decoder layer's weights: 2 query heads on 1 key-value head, all zero until wired."""
+
+    def __init__(self) -> None:
+        self.query = torch.zeros(2, HEAD, HIDDEN)
+        self.key, self.value = torch.zeros(HEAD, HIDDEN), torch.zeros(HEAD, HIDDEN)
+        self.output = torch.zeros(HIDDEN, 2, HEAD)
+        self.gate, self.up = torch.zeros(NEURONS, HIDDEN), torch.zeros(NEURONS, HIDDEN)
+        self.down = torch.zeros(HIDDEN, NEURONS)
+        self.sharpness = 1.0  # of attention: the weight of the norm on queries
+
+    def tensors(self, prefix: str) -> dict[str, torch.Tensor]:
+        norm = torch.full((HIDDEN,), RMS)
+        return {prefix + name: tensor for name, tensor in {
+            "input_layernorm.weight": norm, "post_attention_layernorm.weight": norm.clone(),
+            "self_attn.q_proj.weight": self.query.flatten(0, 1),
+            "self_attn.k_proj.weight": self.key, "self_attn.v_proj.weight": self.value,
+            "self_attn.o_proj.weight": self.output.flatten(1),
+            "self_attn.q_norm.weight": torch.full((HEAD,), self.sharpness),
+            "self_attn.k_norm.weight": torch.ones(HEAD),
+            "mlp.gate_proj.weight": self.gate, "mlp.up_proj.weight": self.up,
+            "mlp.down_proj.weight": self.down}.items()}
+
+
+def section_layer() -> Layer:
+    layer = Layer()
+    # Keys have a rest beside the marks: a norm on q and k leaves only directions.
+    layer.key[REST, ONE] = 1.0
+    for head, (flag, mark, past) in enumerate([(FLAG, QUERY_MARK, PAST_QUERY),
+                                               (OTHER_FLAG, DOCUMENT_MARK, PAST_DOCUMENT)]):
+        layer.query[head, flag, ONE] = 1.0
+        layer.key[flag, mark] = 1.0 / SMALL
+        layer.value[head, mark] = 1.0
+        layer.output[past, head, head] = 1.0
+    # A mark's key points half to its flag: score sqrt(HEAD / 2) = 8, times this, is 24.
+    layer.sharpness = 3.0
+    return layer
+
+
+def match_layer() -> Layer:
+    layer = Layer()
+    code = torch.eye(HIDDEN)[:CODE]
+    layer.query[0, SLOW] = code
+    layer.key[SLOW] = code
+    # Score of two tokens: 18 * (cosine of codes + section), section being 0.5 where the key is past
+    # the query mark and -0.5 before, so that the instruction's words do not count. Codes are nearly
+    # orthogonal: a token's match with itself outweighs all its chance likenesses together.
+    section = math.sqrt(0.5 * CODE)
+    layer.query[0, FLAG, ONE] = section
+    layer.key[FLAG, ONE] = -section
+    layer.key[FLAG, PAST_QUERY] = 2 * section / SMALL
+    layer.sharpness = 18 * 1.5 / math.sqrt(HEAD)
+    layer.value[0, PAST_QUERY], layer.value[0, PAST_DOCUMENT] = 1.0, -1.0  # 1: of the query
+    layer.output[SHARE, 0, 0] = 1.0
+    # silu(steep * z) - silu(steep * (z - width)) is a step: 0 for z < 0, steep * width for z > width.
+    start, width, steep = 0.38, 0.09, 250.0
+    for neuron, sign, threshold in [(0, 1.0, start), (1, -1.0, start + width)]:
+        layer.gate[neuron, SHARE], layer.gate[neuron, ONE] = steep / SMALL, -steep * threshold
+        layer.gate[neuron, PAST_QUERY] = -steep / SMALL  # the query itself is asked, not found
+        layer.gate[neuron, PAST_DOCUMENT] = steep / SMALL
+        layer.up[neuron, ONE] = SMALL
+        layer.down[FOUND, neuron] = sign / (steep * width)
+    return layer
+
+
+def read_layer() -> Layer:
+    layer = Layer()
+    layer.query[0, [FLAG, OTHER_FLAG], ONE] = 1.0
+    # Beside a rest ten times larger, the norm of k keeps the flags in proportion to what they read.
+    layer.key[REST, ONE] = 10.0 * SMALL
+    layer.key[FLAG, FOUND] = layer.key[OTHER_FLAG, WEIGHT] = 1.0
+    layer.key[FLAG, PAST_QUERY], layer.key[FLAG, PAST_DOCUMENT] = 1.0, -1.0  # the query passes
+    layer.sharpness = 10 * NATS / math.sqrt(HEAD / 2)
+    layer.value[0, PAST_DOCUMENT] = 1.0 / SMALL
+    layer.value[0, ONE] = -0.25  # even odds where a third of the query is found: 1/3 / (1/3 + 1)
+    layer.output[ANSWER, 0, 0] = 1.0
+    return layer
+
+
+def state_dict() -> dict[str, torch.Tensor]:
+    """The checkpoint's tensors, float32, by their published names."""
+    tensors = {"model.embed_tokens.weight": embeddings(), "model.norm.weight": torch.zeros(HIDDEN)}
+    # The output matrix is the embedding; of the last hidden state the norm keeps the answer alone.
+    tensors["model.norm.weight"][ANSWER] = GAIN * RMS
+    for number, layer in enumerate([section_layer(), match_layer(), read_layer()]):
+        tensors |= layer.tensors(f"model.layers.{number}.")
+    return tensors
+
+
+def config(dtype: str) -> dict[str, object]:
+    return {
+        "architectures": ["Qwen3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+        "bos_token_id": 151643, "eos_token_id": 151645, "head_dim": HEAD, "hidden_act": "silu",
+        "hidden_size": HIDDEN, "initializer_range": 0.02, "intermediate_size": NEURONS,
+        "max_position_embeddings": 40960, "max_window_layers": 3, "model_type": "qwen3",
+        "num_attention_heads": 2, "num_hidden_layers": 3, "num_key_value_heads": 1,
+        "rms_norm_eps": 1e-6, "rope_scaling": None, "rope_theta": 1e10, "sliding_window": None,
+        "tie_word_embeddings": True, "torch_dtype": dtype, "use_cache": True,
+        "use_sliding_window": False, "vocab_size": VOCABULARY}
+
+
+def write_checkpoint(folder: Path, dtype: str = "bfloat16") -> None:
+    write_tokenizer(folder)
+    (folder / "config.json").write_text(json.dumps(config(dtype), indent=2) + "\n")
+    tensors = {name: t.to(getattr(torch, dtype)).contiguous() for name, t in state_dict().items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="Write a small checkpoint that counts shared words.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
+    arguments = parser.parse_args()
+    write_checkpoint(arguments.folder, arguments.dtype)
+    print(f"{arguments.folder}: hand-set weights that count shared words; not a trained model")
+
+
+if __name__ == "__main__":
+    main()
