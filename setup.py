@@ -2,7 +2,8 @@
 
 Environment:
   PYRERANK_TARGET    cpu or npu. Default: npu where a CANN toolkit is found, else cpu.
-  PYRERANK_SOC       chip for the npu target, such as Ascend910B3. Default: SOC_VERSION, else asked from npu-smi.
+  PYRERANK_SOC       chip for the npu target, such as Ascend910B3. Default: SOC_VERSION, else what
+                     npu-smi says.
   PYRERANK_PORTABLE  1: code for any processor of this kind instead of this machine's.
 """
 
@@ -49,8 +50,9 @@ def choose_target() -> str:
         sys.exit(f"pyrerank: PYRERANK_TARGET: got {target!r}, wanted cpu or npu.")
     if target == "npu" and not find_cann():
         sys.exit(
-            "pyrerank: PYRERANK_TARGET=npu needs the CANN toolkit (8.1 or newer), and none was found. Install "
-            "Ascend-cann-toolkit and run `source /usr/local/Ascend/ascend-toolkit/set_env.sh` first."
+            "pyrerank: PYRERANK_TARGET=npu needs the CANN toolkit, and none was found.\n"
+            "Install Ascend-cann-toolkit (8.1 or newer), then run\n"
+            "    source /usr/local/Ascend/ascend-toolkit/set_env.sh"
         )
     return target
 
@@ -65,11 +67,13 @@ class CMakeBuild(build_ext):
         target = choose_target()
         if not find_compiler():
             if os.environ.get("PYRERANK_TARGET"):
-                sys.exit(f"pyrerank: PYRERANK_TARGET={target} needs a C++17 compiler (g++ 12 or newer).")
-            print("pyrerank: no C++ compiler: installing without kernels, the PyTorch twins run instead.")
+                sys.exit(
+                    f"pyrerank: PYRERANK_TARGET={target} needs a C++17 compiler (g++ 12 or newer)."
+                )
+            print("pyrerank: no C++ compiler: installing without kernels, PyTorch runs instead.")
             return
-        # The build folder outlives pip's throw-away environment, so nothing in it may name a path of that: a new
-        # pybind11 path would recompile everything.
+        # The build folder outlives pip's throw-away environment, so no object may depend on a path
+        # of that: each new path to pybind11 would recompile everything.
         tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
         build = ROOT / "build" / f"{target}-{tag}"
         headers = ROOT / "build" / f"pybind11-{pybind11.__version__}"
@@ -95,4 +99,8 @@ class CMakeBuild(build_ext):
         shutil.copy2(build / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}", destination)
 
 
-setup(ext_modules=[Extension("pyrerank._C", sources=[], optional=True)], cmdclass={"build_ext": CMakeBuild})
+# optional: where build_extension leaves no module, setuptools does not miss it
+setup(
+    ext_modules=[Extension("pyrerank._C", sources=[], optional=True)],
+    cmdclass={"build_ext": CMakeBuild},
+)

@@ -1,9 +1,12 @@
-# The npu target: kernels by CANN's compiler, host sources by the ordinary one. setup.py has found CANN and the chip.
+# The npu target: kernels by CANN's compiler, host sources by the ordinary one. setup.py has found
+# CANN and the chip.
 #
-# Both generations of CANN offer ascendc_library, which writes a launch function and a header for each kernel:
+# Both generations of CANN offer ascendc_library, which writes a launch function and a header for
+# each kernel:
 #   8.x  from the toolkit's ascendc.cmake (legacy flow);
-#   9.x  from find_package(ASC), where the kernels are of CMake's language ASC; ENABLE_ACLRT_LAUNCH asks for the headers.
-# Written from the published sources of both. No machine of the project has CANN, so neither has run.
+#   9.x  from find_package(ASC), where the kernels are of CMake's language ASC; the headers come
+#        with ENABLE_ACLRT_LAUNCH.
+# Written from the published sources of both. No machine of the project has CANN: neither has run.
 set(PYRERANK_CANN "" CACHE PATH "CANN toolkit")
 set(PYRERANK_SOC "" CACHE STRING "chip, such as Ascend910B3")
 if(NOT PYRERANK_CANN OR NOT PYRERANK_SOC)
@@ -35,8 +38,8 @@ elseif(PYRERANK_ASCENDC_CMAKE)
   include(${PYRERANK_ASCENDC_CMAKE}/ascendc.cmake)
   ascendc_library(pyrerank_kernels STATIC ${KERNEL_SOURCES})
 else()
-  message(FATAL_ERROR "no ascendc.cmake and no CMake package ASC under ${PYRERANK_CANN}: is this a full CANN toolkit "
-                      "(Ascend-cann-toolkit 8.1 or newer), not the runtime or nnrt package?")
+  message(FATAL_ERROR "no ascendc.cmake and no CMake package ASC under ${PYRERANK_CANN}: "
+                      "this must be the full Ascend-cann-toolkit (8.1 or newer), not nnrt")
 endif()
 ascendc_include_directories(pyrerank_kernels PRIVATE ${CMAKE_SOURCE_DIR}/csrc/ascendc)
 ascendc_compile_definitions(pyrerank_kernels PRIVATE ASCENDC_DUMP=0)

@@ -28,6 +28,7 @@ matter: rope_theta is 1e10 (published: 1e6), at which they turn by less than 0.1
 tokens. Attention only looks back and the query comes first, so it is the document's tokens that
 look at the query, never the reverse.
 """
+
 import argparse
 import json
 import math
@@ -43,7 +44,8 @@ from safetensors.torch import save_file
 VOCABULARY, HIDDEN, HEAD, NEURONS = 151936, 80, 128, 16
 CODE = 64  # the first channels: the word's code of +1 and -1
 ONE, QUERY_MARK, DOCUMENT_MARK, WEIGHT, PAST_QUERY, PAST_DOCUMENT, SHARE, FOUND, ANSWER = range(
-    CODE, CODE + 9)
+    CODE, CODE + 9
+)
 # Channels other than codes and ONE are kept small, so that all hidden states have nearly one norm
 # and RMSNorm with that norm as its weight changes nothing.
 SMALL = 0.25
@@ -114,7 +116,7 @@ def embeddings() -> torch.Tensor:
     table[:used, ONE] = 1.0
     # Attention weighs by exp, so the log is stored. What weighs nothing cancels having passed.
     table[:used, WEIGHT] = -SMALL
-    table[:len(weights), WEIGHT] = SMALL * torch.tensor(weights).log().clamp(min=-NATS) / NATS
+    table[: len(weights), WEIGHT] = SMALL * torch.tensor(weights).log().clamp(min=-NATS) / NATS
     for token, mark in [(QUERY, QUERY_MARK), (DOCUMENT, DOCUMENT_MARK)]:
         table[ranks()[token], mark], table[ranks()[token], WEIGHT] = SMALL, -SMALL
     # Found outside the document: a little that nobody finds, where the query has only stop words.
@@ -136,23 +138,31 @@ class Layer:
 
     def tensors(self, prefix: str) -> dict[str, torch.Tensor]:
         norm = torch.full((HIDDEN,), RMS)
-        return {prefix + name: tensor for name, tensor in {
-            "input_layernorm.weight": norm, "post_attention_layernorm.weight": norm.clone(),
-            "self_attn.q_proj.weight": self.query.flatten(0, 1),
-            "self_attn.k_proj.weight": self.key, "self_attn.v_proj.weight": self.value,
-            "self_attn.o_proj.weight": self.output.flatten(1),
-            "self_attn.q_norm.weight": torch.full((HEAD,), self.sharpness),
-            "self_attn.k_norm.weight": torch.ones(HEAD),
-            "mlp.gate_proj.weight": self.gate, "mlp.up_proj.weight": self.up,
-            "mlp.down_proj.weight": self.down}.items()}
+        return {
+            prefix + name: tensor
+            for name, tensor in {
+                "input_layernorm.weight": norm,
+                "post_attention_layernorm.weight": norm.clone(),
+                "self_attn.q_proj.weight": self.query.flatten(0, 1),
+                "self_attn.k_proj.weight": self.key,
+                "self_attn.v_proj.weight": self.value,
+                "self_attn.o_proj.weight": self.output.flatten(1),
+                "self_attn.q_norm.weight": torch.full((HEAD,), self.sharpness),
+                "self_attn.k_norm.weight": torch.ones(HEAD),
+                "mlp.gate_proj.weight": self.gate,
+                "mlp.up_proj.weight": self.up,
+                "mlp.down_proj.weight": self.down,
+            }.items()
+        }
 
 
 def section_layer() -> Layer:
     layer = Layer()
     # Keys have a rest beside the marks: a norm on q and k leaves only directions.
     layer.key[REST, ONE] = 1.0
-    for head, (flag, mark, past) in enumerate([(FLAG, QUERY_MARK, PAST_QUERY),
-                                               (OTHER_FLAG, DOCUMENT_MARK, PAST_DOCUMENT)]):
+    for head, (flag, mark, past) in enumerate(
+        [(FLAG, QUERY_MARK, PAST_QUERY), (OTHER_FLAG, DOCUMENT_MARK, PAST_DOCUMENT)]
+    ):
         layer.query[head, flag, ONE] = 1.0
         layer.key[flag, mark] = 1.0 / SMALL
         layer.value[head, mark] = 1.0
@@ -177,7 +187,7 @@ def match_layer() -> Layer:
     layer.sharpness = 18 * 1.5 / math.sqrt(HEAD)
     layer.value[0, PAST_QUERY], layer.value[0, PAST_DOCUMENT] = 1.0, -1.0  # 1: of the query
     layer.output[SHARE, 0, 0] = 1.0
-    # silu(steep * z) - silu(steep * (z - width)) is a step: 0 for z < 0, steep * width for z > width.
+    # silu(steep * z) - silu(steep * (z - width)) is a step from 0, at z = 0, to steep * width.
     start, width, steep = 0.38, 0.09, 250.0
     for neuron, sign, threshold in [(0, 1.0, start), (1, -1.0, start + width)]:
         layer.gate[neuron, SHARE], layer.gate[neuron, ONE] = steep / SMALL, -steep * threshold
@@ -214,14 +224,32 @@ def state_dict() -> dict[str, torch.Tensor]:
 
 def config(dtype: str) -> dict[str, object]:
     return {
-        "architectures": ["Qwen3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
-        "bos_token_id": 151643, "eos_token_id": 151645, "head_dim": HEAD, "hidden_act": "silu",
-        "hidden_size": HIDDEN, "initializer_range": 0.02, "intermediate_size": NEURONS,
-        "max_position_embeddings": 40960, "max_window_layers": 3, "model_type": "qwen3",
-        "num_attention_heads": 2, "num_hidden_layers": 3, "num_key_value_heads": 1,
-        "rms_norm_eps": 1e-6, "rope_scaling": None, "rope_theta": 1e10, "sliding_window": None,
-        "tie_word_embeddings": True, "torch_dtype": dtype, "use_cache": True,
-        "use_sliding_window": False, "vocab_size": VOCABULARY}
+        "architectures": ["Qwen3ForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": 151643,
+        "eos_token_id": 151645,
+        "head_dim": HEAD,
+        "hidden_act": "silu",
+        "hidden_size": HIDDEN,
+        "initializer_range": 0.02,
+        "intermediate_size": NEURONS,
+        "max_position_embeddings": 40960,
+        "max_window_layers": 3,
+        "model_type": "qwen3",
+        "num_attention_heads": 2,
+        "num_hidden_layers": 3,
+        "num_key_value_heads": 1,
+        "rms_norm_eps": 1e-6,
+        "rope_scaling": None,
+        "rope_theta": 1e10,
+        "sliding_window": None,
+        "tie_word_embeddings": True,
+        "torch_dtype": dtype,
+        "use_cache": True,
+        "use_sliding_window": False,
+        "vocab_size": VOCABULARY,
+    }
 
 
 def write_checkpoint(folder: Path, dtype: str = "bfloat16") -> None:
@@ -233,7 +261,8 @@ def write_checkpoint(folder: Path, dtype: str = "bfloat16") -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="Write a small checkpoint that counts shared words.")
+        description="Write a small checkpoint that counts shared words."
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     arguments = parser.parse_args()

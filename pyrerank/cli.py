@@ -192,9 +192,7 @@ def _open_output(path: Path, resume: bool) -> BinaryIO:
 def _engine(args: argparse.Namespace) -> Reranker:
     from pyrerank.engine import Reranker
 
-    return Reranker(
-        args.model, device=args.device, dtype=args.dtype, instruction=args.instruction
-    )
+    return Reranker(args.model, device=args.device, dtype=args.dtype, instruction=args.instruction)
 
 
 def _query(args: argparse.Namespace) -> str:

@@ -274,17 +274,14 @@ def _encoder(checkpoint: Checkpoint) -> PromptEncoder:
 
 @lru_cache(maxsize=1)
 def _loaded(
-    model: str | os.PathLike[str],
-    device: str | torch.device | None,
-    dtype: str | torch.dtype | None,
+    model: str, device: str | torch.device | None, dtype: str | torch.dtype | None
 ) -> Reranker:
     return Reranker(model, device=device, dtype=dtype)
 
 
-def _key(model: str | os.PathLike[str]) -> str | os.PathLike[str]:
+def _key(model: str | os.PathLike[str]) -> str:
     """A folder by its absolute path, which still means the same when the process has moved."""
-    is_folder = isinstance(model, (str, os.PathLike)) and os.path.isdir(model)
-    return os.path.abspath(model) if is_folder else model
+    return os.path.abspath(model) if os.path.isdir(model) else os.fspath(model)
 
 
 def _device(device: str | torch.device | None) -> torch.device:

@@ -72,7 +72,7 @@ def _devices(missing: list[str]) -> list[str]:
     try:
         import torch_npu  # noqa: F401  registers torch.npu
 
-        count = torch.npu.device_count()
+        count = torch.npu.device_count()  # type: ignore[attr-defined]
     except Exception as error:
         missing.append("a torch_npu that imports")
         return [*lines, f"npu: torch_npu does not import ({error})"]

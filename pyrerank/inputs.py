@@ -14,7 +14,6 @@ from tokenizers import Encoding, Tokenizer
 
 from pyrerank.prompt import HEAD, Template, UserTurn, unformat
 
-
 # An instruction that leaves less is a mistake; and as words at the seams of the template may share
 # a token with it, a few more tokens than the template's own can be beyond truncation.
 LEAST_CONTENT = 16

@@ -238,7 +238,9 @@ def _check_cu_seqlens_values(cu_seqlens: Tensor, tokens: int) -> None:
     offsets = cu_seqlens.tolist()
     if offsets[0] < 0 or offsets[-1] > tokens:
         got = f"{offsets[0]} to {offsets[-1]}"
-        raise ValueError(f"cu_seqlens: got {got}, wanted offsets within the {tokens} rows of hidden")
+        raise ValueError(
+            f"cu_seqlens: got {got}, wanted offsets within the {tokens} rows of hidden"
+        )
     for b in range(len(offsets) - 1):
         if offsets[b] >= offsets[b + 1]:
             got = f"{offsets[b]} to {offsets[b + 1]} for sequence {b}"
@@ -260,9 +262,9 @@ def _launch(kernel: Callable[..., None], hidden: Tensor, *addresses: int, **size
     if hidden.device.type == "cpu":
         kernel(hidden.data_ptr(), *addresses, **sizes, stream=0)
         return
-    with torch.npu.device(hidden.device):
+    with torch.npu.device(hidden.device):  # type: ignore[attr-defined]
         # reading the handle drains torch_npu's task queue, so what was issued before runs before
-        stream = torch.npu.current_stream().npu_stream
+        stream = torch.npu.current_stream().npu_stream  # type: ignore[attr-defined]
         kernel(hidden.data_ptr(), *addresses, **sizes, stream=stream)
 
 
@@ -271,7 +273,9 @@ def _last_token_gather(
 ) -> Tensor:
     _check_gather(hidden, cu_seqlens, index)
     spans = cu_seqlens is not None
-    ids = (cu_seqlens if cu_seqlens is not None else index).contiguous()  # type: ignore[union-attr]
+    ids = cu_seqlens if cu_seqlens is not None else index
+    assert ids is not None
+    ids = ids.contiguous()
     if hidden.device.type == "cpu":
         (_check_cu_seqlens_values if spans else _check_index_values)(ids, hidden.shape[0])
     out = hidden.new_empty(ids.shape[0] - spans, hidden.shape[1])
@@ -349,8 +353,9 @@ def _fake_gather(
     hidden: Tensor, cu_seqlens: Tensor | None = None, *, index: Tensor | None = None
 ) -> Tensor:
     _check_gather(hidden, cu_seqlens, index)
-    count = index.shape[0] if index is not None else cu_seqlens.shape[0] - 1  # type: ignore[union-attr]
-    return hidden.new_empty(count, hidden.shape[1])
+    ids = cu_seqlens if cu_seqlens is not None else index
+    assert ids is not None
+    return hidden.new_empty(ids.shape[0] - (cu_seqlens is not None), hidden.shape[1])
 
 
 def _fake_score_head(

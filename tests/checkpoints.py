@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import (
-    PreTrainedModel,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3ForSequenceClassification,
@@ -35,7 +34,7 @@ VISION: dict[str, Any] = dict(
 )  # fmt: skip
 
 # Every query with every document; unlike enough for their scores to foretell those of other texts.
-QUERIES = ["a", "What is the capital of China?", "蒸汽机的热源是什么？", "Who did Tesla partner with?"]
+QUERIES = ["a", "What is the capital of China?", "蒸汽机的热源是什么？", "Who met Tesla?"]
 DOCUMENTS = [
     "",
     "Beijing is the capital of China.",
@@ -85,8 +84,8 @@ def write_random(
         _split(folder, shards)
 
 
-def _build(family: str, tied: bool) -> PreTrainedModel:
-    ids = {"bos_token_id": 151643, "eos_token_id": 151645}
+def _build(family: str, tied: bool) -> Any:
+    ids: dict[str, Any] = {"bos_token_id": 151643, "eos_token_id": 151645}
     if family == "qwen3-vl-reranker":
         rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [6, 5, 5],
                 "mrope_interleaved": True}  # fmt: skip
@@ -94,21 +93,17 @@ def _build(family: str, tied: bool) -> PreTrainedModel:
         return Qwen3VLForConditionalGeneration(
             Qwen3VLConfig(text_config=text, vision_config=VISION, tie_word_embeddings=tied)
         )
-    rope = {"rope_type": "default", "rope_theta": 1e6}
+    text = DECODER | ids | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
     if family == "qwen3-reranker":
-        return Qwen3ForCausalLM(
-            Qwen3Config(**DECODER, **ids, rope_parameters=rope, tie_word_embeddings=tied)
-        )
+        return Qwen3ForCausalLM(Qwen3Config(**text, tie_word_embeddings=tied))
     if family == "qwen3-sequence-classification":
-        config = Qwen3Config(
-            **DECODER, **ids, rope_parameters=rope, num_labels=1, pad_token_id=151643
-        )
-        return Qwen3ForSequenceClassification(config)
+        text |= {"num_labels": 1, "pad_token_id": 151643}
+        return Qwen3ForSequenceClassification(Qwen3Config(**text))
     raise ValueError(f"no family {family!r}")
 
 
 @torch.no_grad()
-def _randomise(model: PreTrainedModel) -> None:
+def _randomise(model: Any) -> None:
     for name, tensor in model.named_parameters():
         if name.endswith(("q_norm.weight", "k_norm.weight")):
             tensor.normal_(1.5, 0.2)  # attention sharp enough to tell one text from another
@@ -121,7 +116,7 @@ def _randomise(model: PreTrainedModel) -> None:
 
 
 @torch.no_grad()
-def _spread_scores(model: PreTrainedModel, family: str, tokenizer: Tokenizer) -> None:
+def _spread_scores(model: Any, family: str, tokenizer: Tokenizer) -> None:
     """Sets the final norm's weight g so that logits have mean 0 and standard deviation 1.2.
 
     A logit is (normed * g) . w. Weights g = 1 - c * mean(normed) * w bring the mean to 0 without a
@@ -129,7 +124,7 @@ def _spread_scores(model: PreTrainedModel, family: str, tokenizer: Tokenizer) ->
     """
     vision = family == "qwen3-vl-reranker"
     norm = (model.model.language_model if vision else model.model).norm
-    seen = []
+    seen: list[torch.Tensor] = []
     hook = norm.register_forward_hook(lambda _, __, output: seen.append(output[0, -1]))
     for query, document in itertools.product(QUERIES, DOCUMENTS):
         text = PROMPT.format(query, document) + ("" if vision else "<think>\n\n</think>\n\n")
@@ -147,7 +142,7 @@ def _spread_scores(model: PreTrainedModel, family: str, tokenizer: Tokenizer) ->
 
 
 def _publish_config(file: Path) -> None:
-    """Spells the rotary settings and the dtype as published files do, not as transformers 5 does."""
+    """Spells rotary settings and dtype as published files do; transformers 5 has its own way."""
     config = json.loads(file.read_text("utf-8"))
     config["torch_dtype"] = config.pop("dtype")
     for part in (config, config.get("text_config", {})):
@@ -155,6 +150,7 @@ def _publish_config(file: Path) -> None:
             part["rope_theta"] = rope.pop("rope_theta")
             part["rope_scaling"] = rope if "mrope_section" in rope else None
         part.pop("dtype", None)
+    config.get("vision_config", {}).pop("rope_parameters", None)  # no setting in published files
     file.write_text(json.dumps(config, indent=2), "utf-8")
 
 
@@ -175,7 +171,7 @@ def _split(folder: Path, shards: int) -> None:
     whole = folder / "model.safetensors"
     tensors = load_file(whole)
     whole.unlink()
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number in range(shards):
         part = {name: tensors[name] for name in sorted(tensors)[number::shards]}
         file = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from pyrerank.batch import pack, plan
 from pyrerank.inputs import Prompt
 
-
 prompts = st.lists(st.integers(0, 1000), min_size=1, max_size=50).map(lambda ids: Prompt(ids, 0))
 
 

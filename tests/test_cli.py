@@ -224,7 +224,10 @@ class TestLines:
         lines = jsonl(*({"query": "q", "document": f"d{i}"} for i in range(3000)))
         command = [sys.executable, "-P", "-m", "pyrerank", "score", "--model", model]
         with subprocess.Popen(
-            [*command, "--input", "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            [*command, "--input", "-"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         ) as process:
             process.stdout.close()
             _, err = process.communicate(lines)

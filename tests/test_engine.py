@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from copy import copy
 from dataclasses import astuple
 from functools import cache
 from pathlib import Path
@@ -34,6 +35,7 @@ DOCUMENTS = [
     "a",
     "def f(x):\n\treturn x ** 2  # code\n" * 4,
 ]
+POOL = [f"{i}. {DOCUMENTS[i % len(DOCUMENTS)] * (1 + i % 3)}" for i in range(64)]
 
 
 @pytest.fixture(scope="module")
@@ -127,16 +129,25 @@ def engine(checkpoint) -> Reranker:
 class TestBatches:
     """A document's score is its own."""
 
-    @settings(max_examples=15)
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def alone(engine) -> dict[str, float]:
+        return {document: engine.score(QUERY, [document])[0] for document in POOL}
+
+    @settings(max_examples=10)
     @given(data=st.data())
-    def test_alone_or_in_any_batch(self, engine, data):
-        documents = data.draw(st.lists(st.sampled_from(DOCUMENTS), min_size=1, max_size=64))
-        budget = data.draw(st.sampled_from([1, 100, 300, 8192]))
-        alone = {d: engine.score(QUERY, [d])[0] for d in set(documents)}
-        together = Reranker.__new__(Reranker)
-        together.__dict__.update(engine.__dict__, token_budget=budget)
-        scores = together.score(QUERY, documents)
+    def test_in_any_batch_as_alone(self, engine, alone, data):
+        documents = data.draw(st.lists(st.sampled_from(POOL), min_size=1, max_size=64))
+        budget = data.draw(st.sampled_from([1, 300, 1000, 8192]))
+        other = copy(engine)
+        other.token_budget = budget
+        scores = other.score(QUERY, documents)
         assert scores == pytest.approx([alone[d] for d in documents], abs=BATCH_TOLERANCE)
+
+    def test_all_at_once_and_in_reverse(self, engine, alone):
+        for documents in (POOL, POOL[::-1]):
+            scores = engine.score(QUERY, documents)
+            assert scores == pytest.approx([alone[d] for d in documents], abs=BATCH_TOLERANCE)
 
     def test_one_to_one(self, engine):
         queries = [f"query {i}" for i in range(len(DOCUMENTS))]

@@ -52,7 +52,17 @@ def test_ids_equal_the_published_prompt_tokenised_whole(
 
 @pytest.mark.parametrize(
     "document",
-    ["", " ", "\n\n", "(odd", "\u0301combining", "e\u0301", "🎉👩‍👩‍👧", "北京是首都", "عاصمة الصين"],
+    [
+        "",
+        " ",
+        "\n\n",
+        "(odd",
+        "\u0301combining",
+        "e\u0301",
+        "🎉👩‍👩‍👧",
+        "北京是首都",
+        "عاصمة الصين",
+    ],
 )
 def test_texts_that_touch_the_template(encoder, reference, document):
     text = prompt(family_of(encoder), "q", document)
@@ -103,7 +113,7 @@ class TestTruncation:
         assert re.search(r"word \n<Document>:( document)?" + re.escape(TAIL), text)
 
     def test_an_instruction_too_long_is_an_error(self, encoder):
-        with pytest.raises(ValueError, match="instruction is .* tokens too long"):
+        with pytest.raises(ValueError, match=r"instruction is .* tokens too long"):
             encoder.pair("document", "q", "d", "word " * 20000)
 
     def test_an_instruction_just_short_enough(self, encoder):

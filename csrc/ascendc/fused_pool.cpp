@@ -1,18 +1,21 @@
-// fused_pool: for each sequence b, with x_t the float32 rows of hidden from cu_seqlens[b] to cu_seqlens[b + 1]:
-//     n_t = x_t / sqrt(mean(x_t^2) + eps) * norm_weight      only with a norm_weight; the mean over all of hidden
+// fused_pool: for each sequence b, with x_t its rows of hidden in float32,
+//     n_t = x_t / sqrt(mean(x_t^2) + eps) * norm_weight      only with a norm_weight
 //     p   = n_t of the last or the first token, or the mean of n_t over all tokens
 //     y   = p[:dim]                                          Matryoshka truncation
 //     out[b] = y / max(|y|, 1e-12)                           only with normalize
 //
-// Layout: hidden [tokens, hidden] with any row stride, cu_seqlens int32 [B + 1], norm_weight [hidden] in hidden's dtype
-// or float32, out [B, dim] in hidden's dtype.
-// One core: a contiguous slice of the B sequences, one whole sequence after the other. Tokens come in tiles of up to
-// eight and are added to the pooled row one by one, so the order of the sum is that of the sequence. norm_weight
-// multiplies the pooled row once, not every token. Nothing waits for the scalar unit: a row's factor is spread by Brcb.
-// UB: a tile holds at most 8192 elements. At hidden = 8192 with 16 bits: two tiles in flight 32 KiB, tile in float 32,
-// squares 32, pooled row 32, norm_weight 32, result 16: 176 KiB of 183.75. With float32 the tile needs no second form
-// and the pooled row is the result: 64 + 32 + 32 + 32 = 160 KiB.
-// Limit: last and cls the launch; mean the vector unit (about six passes over a token) and memory bandwidth alike.
+// Layout: hidden [tokens, hidden] with any row stride, cu_seqlens int32 [B + 1], norm_weight
+// [hidden] in hidden's dtype or float32, out [B, dim] in hidden's dtype.
+// One core: a contiguous slice of the B sequences, one whole sequence after the other. Tokens
+// come in tiles of up to eight and are added to the pooled row one by one: the order of the sum
+// is that of the sequence. norm_weight multiplies the pooled row once, not every token. Nothing
+// waits for the scalar unit: a row's factor is spread over a repeat by Brcb.
+// UB: a tile holds at most 8192 elements. At hidden = 8192 with 16 bits: two tiles in flight 32
+// KiB, tile in float 32, pooled row 32, norm_weight 32, result 16, sums and factors 7: 151 KiB of
+// 183.75. With float32 the tile needs no second form and the pooled row is the result: 64 + 32 +
+// 32 + 7. Narrow rows have more tokens in a tile and so more sums, but less of everything else.
+// Limit: last and cls the launch; mean the vector unit (about six passes over a token) and memory
+// bandwidth alike.
 #include "kernel_operator.h"
 #include "rows.h"
 #include "tiling.h"
@@ -20,10 +23,12 @@
 using namespace AscendC;
 
 constexpr float kSmallestLength = 1e-12f;
-constexpr uint32_t kMaxTileTokens = rows::kBlock;  // so that one block holds a tile's sums of squares
+constexpr uint32_t kMaxTileTokens =
+    rows::kBlock;  // so that one block holds a tile's sums of squares
 
 template <typename T, typename Bits>  // Bits: the integer of T's size, to write a NaN by its bits
-class FusedPool {
+class FusedPool
+{
     static constexpr bool kIsFloat = sizeof(T) == sizeof(float);
 
 public:
@@ -34,9 +39,11 @@ public:
         const uint64_t items = slice_.end - slice_.begin;
         const uint64_t extent = rows::Extent(tiling.tokens, tiling.row_stride, tiling.hidden);
         hidden_.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(hidden), extent);
-        cu_seqlens_.SetGlobalBuffer(reinterpret_cast<__gm__ int32_t*>(cu_seqlens) + slice_.begin, items + 1);
-        out_.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(out) + slice_.begin * static_cast<uint64_t>(tiling.dim),
-                             items * tiling.dim);
+        cu_seqlens_.SetGlobalBuffer(reinterpret_cast<__gm__ int32_t*>(cu_seqlens) + slice_.begin,
+                                    items + 1);
+        out_.SetGlobalBuffer(
+            reinterpret_cast<__gm__ T*>(out) + slice_.begin * static_cast<uint64_t>(tiling.dim),
+            items * tiling.dim);
 
         const uint32_t tile = tiling.tokens_per_tile * tiling.width;
         pipe->InitBuffer(tile_queue_, 2, static_cast<uint32_t>(tile * sizeof(T)));
@@ -45,9 +52,12 @@ public:
             pipe->InitBuffer(float_tile_, static_cast<uint32_t>(tile * sizeof(float)));
             pipe->InitBuffer(pooled_row_, static_cast<uint32_t>(tiling.width * sizeof(float)));
         }
-        pipe->InitBuffer(squares_buffer_, static_cast<uint32_t>(tiling.tokens_per_tile * rows::kChunk * sizeof(float)));
-        if (tiling.has_norm) pipe->InitBuffer(gain_buffer_, static_cast<uint32_t>(tiling.hidden * sizeof(float)));
-        pipe->InitBuffer(small_buffer_, static_cast<uint32_t>(kSmallBlocks * rows::kBlock * sizeof(float)));
+        pipe->InitBuffer(squares_buffer_, static_cast<uint32_t>(tiling.tokens_per_tile *
+                                                                rows::kChunk * sizeof(float)));
+        if (tiling.has_norm)
+            pipe->InitBuffer(gain_buffer_, static_cast<uint32_t>(tiling.hidden * sizeof(float)));
+        pipe->InitBuffer(small_buffer_,
+                         static_cast<uint32_t>(kSmallBlocks * rows::kBlock * sizeof(float)));
         squares_ = squares_buffer_.template Get<float>();
         const LocalTensor<float> small = small_buffer_.template Get<float>();
         scales_ = small;
@@ -62,13 +72,15 @@ public:
 
     __aicore__ inline void Process(GM_ADDR norm_weight)
     {
-        Duplicate(token_sums_, 0.0f, static_cast<int32_t>((kMaxTileTokens + 1) * rows::kBlock));  // and pooled_sums_
-        Duplicate(factor_, 1.0f, static_cast<int32_t>(2 * rows::kBlock));                         // and ones_
+        Duplicate(token_sums_, 0.0f,
+                  static_cast<int32_t>((kMaxTileTokens + 1) * rows::kBlock));  // and pooled_sums_
+        Duplicate(factor_, 1.0f, static_cast<int32_t>(2 * rows::kBlock));      // and ones_
         if (tiling_.has_norm) {
             gain_ = gain_buffer_.template Get<float>();
             LocalTensor<float> staging = gain_;  // float weights need none
             if constexpr (!kIsFloat) staging = float_tile_.template Get<float>();
-            rows::LoadWeight<T>(gain_, norm_weight, tiling_.norm_is_float != 0, staging, tiling_.hidden);
+            rows::LoadWeight<T>(gain_, norm_weight, tiling_.norm_is_float != 0, staging,
+                                tiling_.hidden);
         }
         PipeBarrier<PIPE_V>();
 
@@ -141,8 +153,10 @@ private:
         }
     }
 
-    // pooled[0..dim) += the tile's tokens, each normed without its weight; the first tile starts the sum.
-    __aicore__ inline void AddTile(const LocalTensor<float>& pooled, uint32_t token, uint32_t count, bool starts)
+    // pooled[0..dim) += the tile's tokens, each normed without its weight; the first tile starts
+    // it.
+    __aicore__ inline void AddTile(const LocalTensor<float>& pooled, uint32_t token, uint32_t count,
+                                   bool starts)
     {
         const uint32_t width = tiling_.width;
         LocalTensor<T> raw;
@@ -166,12 +180,14 @@ private:
     }
 
     // `count` tokens as floats. With float32 they are `raw` itself, for the caller to free.
-    __aicore__ inline LocalTensor<float> LoadTile(LocalTensor<T>& raw, uint32_t token, uint32_t count)
+    __aicore__ inline LocalTensor<float> LoadTile(LocalTensor<T>& raw, uint32_t token,
+                                                  uint32_t count)
     {
         const uint32_t width = tiling_.width;
         raw = tile_queue_.template AllocTensor<T>();
-        const DataCopyExtParams params(static_cast<uint16_t>(count), static_cast<uint32_t>(width * sizeof(T)),
-                                       static_cast<uint32_t>((tiling_.row_stride - width) * sizeof(T)), 0, 0);
+        const DataCopyExtParams params(
+            static_cast<uint16_t>(count), static_cast<uint32_t>(width * sizeof(T)),
+            static_cast<uint32_t>((tiling_.row_stride - width) * sizeof(T)), 0, 0);
         DataCopyPad(raw, hidden_[token * tiling_.row_stride], params, DataCopyPadExtParams<T>());
         tile_queue_.EnQue(raw);
         raw = tile_queue_.template DeQue<T>();
@@ -187,8 +203,8 @@ private:
     }
 
     // Eight partial sums of the squares of each of `count` rows of n floats, `pitch` apart.
-    __aicore__ inline void SumSquares(const LocalTensor<float>& dst, const LocalTensor<float>& x, uint32_t pitch,
-                                      uint32_t count, uint32_t n)
+    __aicore__ inline void SumSquares(const LocalTensor<float>& dst, const LocalTensor<float>& x,
+                                      uint32_t pitch, uint32_t count, uint32_t n)
     {
         for (uint32_t begin = 0; begin < n; begin += rows::kChunk) {
             const uint32_t lanes = n - begin < rows::kChunk ? n - begin : rows::kChunk;
@@ -216,8 +232,8 @@ private:
         PipeBarrier<PIPE_V>();
     }
 
-    // pooled stands for pooled / f with f = factor_[0]. Its length is |pooled| / f, so that pooled has to be divided by
-    // max(|pooled| / f, 1e-12) * f, the new factor_[0].
+    // pooled stands for pooled / f with f = factor_[0]. Its length is |pooled| / f, so pooled has
+    // to be divided by max(|pooled| / f, 1e-12) * f: the new factor_[0].
     __aicore__ inline void FindLength(const LocalTensor<float>& pooled)
     {
         Muls(divisor_, factor_, 1.0f, 1);
@@ -239,7 +255,8 @@ private:
         PipeBarrier<PIPE_V>();
     }
 
-    // scales_[r] = 1 / factor_[r] for r < count, each filling a repeat: spread over a block, then over eight.
+    // scales_[r] = 1 / factor_[r] for r < count, each filling a repeat: over a block, then over
+    // eight.
     __aicore__ inline void SpreadInverse(uint32_t count)
     {
         const BrcbRepeatParams params(1, rows::kBlock);
@@ -267,40 +284,43 @@ private:
     TBuf<TPosition::VECCALC> small_buffer_;
     LocalTensor<float> squares_;
     LocalTensor<float> gain_;
-    LocalTensor<float> token_sums_;     // eight partial sums of squares for each token of a tile
-    LocalTensor<float> pooled_sums_;    // the same for the pooled row
-    LocalTensor<float> factor_;         // a divisor for each token of a tile, or for the pooled row
+    LocalTensor<float> token_sums_;   // eight partial sums of squares for each token of a tile
+    LocalTensor<float> pooled_sums_;  // the same for the pooled row
+    LocalTensor<float> factor_;       // a divisor for each token of a tile, or for the pooled row
     LocalTensor<float> ones_;
     LocalTensor<float> divisor_;
     LocalTensor<float> share_;
-    LocalTensor<float> blocks_;         // a block for each token of a tile
-    LocalTensor<float> scales_;         // a repeat for each token of a tile
+    LocalTensor<float> blocks_;  // a block for each token of a tile
+    LocalTensor<float> scales_;  // a repeat for each token of a tile
 };
 
 template <typename T, typename Bits>
-__aicore__ inline void RunFusedPool(GM_ADDR hidden, GM_ADDR cu_seqlens, GM_ADDR norm_weight, GM_ADDR out,
-                                    const FusedPoolTiling& tiling)
+__aicore__ inline void RunFusedPool(GM_ADDR hidden, GM_ADDR cu_seqlens, GM_ADDR norm_weight,
+                                    GM_ADDR out, const FusedPoolTiling& tiling)
 {
     TPipe pipe;
     FusedPool<T, Bits>(&pipe, hidden, cu_seqlens, out, tiling).Process(norm_weight);
 }
 
-extern "C" __global__ __aicore__ void fused_pool_bfloat16(GM_ADDR hidden, GM_ADDR cu_seqlens, GM_ADDR norm_weight,
-                                                          GM_ADDR out, FusedPoolTiling tiling)
+extern "C" __global__ __aicore__ void fused_pool_bfloat16(GM_ADDR hidden, GM_ADDR cu_seqlens,
+                                                          GM_ADDR norm_weight, GM_ADDR out,
+                                                          FusedPoolTiling tiling)
 {
     KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIV_ONLY);
     RunFusedPool<bfloat16_t, int16_t>(hidden, cu_seqlens, norm_weight, out, tiling);
 }
 
-extern "C" __global__ __aicore__ void fused_pool_float16(GM_ADDR hidden, GM_ADDR cu_seqlens, GM_ADDR norm_weight,
-                                                         GM_ADDR out, FusedPoolTiling tiling)
+extern "C" __global__ __aicore__ void fused_pool_float16(GM_ADDR hidden, GM_ADDR cu_seqlens,
+                                                         GM_ADDR norm_weight, GM_ADDR out,
+                                                         FusedPoolTiling tiling)
 {
     KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIV_ONLY);
     RunFusedPool<half, int16_t>(hidden, cu_seqlens, norm_weight, out, tiling);
 }
 
-extern "C" __global__ __aicore__ void fused_pool_float32(GM_ADDR hidden, GM_ADDR cu_seqlens, GM_ADDR norm_weight,
-                                                         GM_ADDR out, FusedPoolTiling tiling)
+extern "C" __global__ __aicore__ void fused_pool_float32(GM_ADDR hidden, GM_ADDR cu_seqlens,
+                                                         GM_ADDR norm_weight, GM_ADDR out,
+                                                         FusedPoolTiling tiling)
 {
     KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIV_ONLY);
     RunFusedPool<float, int32_t>(hidden, cu_seqlens, norm_weight, out, tiling);

@@ -1,10 +1,11 @@
-// last_token_gather: out[b, :] = hidden[row(b), :], where row(b) is ids[b] or, for cu_seqlens, ids[b + 1] - 1.
+// last_token_gather: out[b, :] = hidden[r, :] with r = ids[b], or r = ids[b + 1] - 1 of cu_seqlens.
 //
-// Layout: hidden [tokens, hidden] with any row stride, ids int32 [B] or [B + 1], out [B, hidden] contiguous; only the
-// size of an element matters, so 2-byte and 4-byte integers stand for every dtype.
-// One core: a contiguous slice of the B rows, each through UB without vector work; rows of NaN for ids out of range.
-// UB: a row is at most 32 KiB (8192 x 4 bytes), so it is never cut; four in flight hide the latency of a copy, and a row
-// of NaN makes five: 160 KiB.
+// Layout: hidden [tokens, hidden] with any row stride, ids int32 [B] or [B + 1], out [B, hidden].
+// Only the size of an element matters, so 2-byte and 4-byte integers stand for every dtype.
+// One core: a contiguous slice of the B rows, each through UB without vector work; rows of NaN
+// for ids out of range.
+// UB: a row is at most 32 KiB (8192 x 4 bytes), so it is never cut; four in flight hide the
+// latency of a copy, and a row of NaN makes five: 160 KiB of 183.75.
 // Limit: memory bandwidth, 2 * B * hidden elements; below some hundred rows the launch itself.
 #include "kernel_operator.h"
 #include "rows.h"
@@ -15,7 +16,8 @@ using namespace AscendC;
 constexpr uint8_t kRowsInFlight = 4;
 
 template <typename T>
-class LastTokenGather {
+class LastTokenGather
+{
 public:
     __aicore__ inline LastTokenGather(TPipe* pipe, GM_ADDR hidden, GM_ADDR ids, GM_ADDR out,
                                       const LastTokenGatherTiling& tiling)
@@ -24,10 +26,13 @@ public:
         const uint64_t items = slice_.end - slice_.begin;
         const uint64_t extent = rows::Extent(tiling.tokens, tiling.row_stride, tiling.hidden);
         hidden_.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(hidden), extent);
-        ids_.SetGlobalBuffer(reinterpret_cast<__gm__ int32_t*>(ids) + slice_.begin, items + tiling.ids_are_cu_seqlens);
-        out_.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(out) + slice_.begin * static_cast<uint64_t>(tiling.hidden),
-                             items * tiling.hidden);
-        pipe->InitBuffer(row_queue_, kRowsInFlight, static_cast<uint32_t>(tiling.hidden * sizeof(T)));
+        ids_.SetGlobalBuffer(reinterpret_cast<__gm__ int32_t*>(ids) + slice_.begin,
+                             items + tiling.ids_are_cu_seqlens);
+        out_.SetGlobalBuffer(
+            reinterpret_cast<__gm__ T*>(out) + slice_.begin * static_cast<uint64_t>(tiling.hidden),
+            items * tiling.hidden);
+        pipe->InitBuffer(row_queue_, kRowsInFlight,
+                         static_cast<uint32_t>(tiling.hidden * sizeof(T)));
         pipe->InitBuffer(nan_buffer_, static_cast<uint32_t>(tiling.hidden * sizeof(T)));
     }
 
@@ -78,7 +83,8 @@ private:
     TBuf<TPosition::VECCALC> nan_buffer_;
 };
 
-extern "C" __global__ __aicore__ void last_token_gather_16bit(GM_ADDR hidden, GM_ADDR ids, GM_ADDR out,
+extern "C" __global__ __aicore__ void last_token_gather_16bit(GM_ADDR hidden, GM_ADDR ids,
+                                                              GM_ADDR out,
                                                               LastTokenGatherTiling tiling)
 {
     KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIV_ONLY);
@@ -86,7 +92,8 @@ extern "C" __global__ __aicore__ void last_token_gather_16bit(GM_ADDR hidden, GM
     LastTokenGather<int16_t>(&pipe, hidden, ids, out, tiling).Process();
 }
 
-extern "C" __global__ __aicore__ void last_token_gather_32bit(GM_ADDR hidden, GM_ADDR ids, GM_ADDR out,
+extern "C" __global__ __aicore__ void last_token_gather_32bit(GM_ADDR hidden, GM_ADDR ids,
+                                                              GM_ADDR out,
                                                               LastTokenGatherTiling tiling)
 {
     KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIV_ONLY);

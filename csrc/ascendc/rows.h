@@ -1,20 +1,21 @@
-// What the kernels share: the slice of work a block owns, copies, and the sum and the scaling of rows of floats.
+// What the kernels share: the slice of work a block owns, copies, and sums and scaling of rows.
 //
-// Every sum is taken in an order that depends on the row's length alone, so a result has the same bits in any batch and
-// on any number of cores.
+// Every sum is taken in an order that depends on the row's length alone, so a result has the same
+// bits in any batch and on any number of cores.
 #pragma once
 
 #include "kernel_operator.h"
 #include "tiling.h"
 
-namespace rows {
+namespace rows
+{
 
 using namespace AscendC;
 
-constexpr uint32_t kLanes = 64;           // floats in one repeat of a vector instruction
-constexpr uint32_t kBlock = 8;            // floats in one 32-byte block of UB
+constexpr uint32_t kLanes = 64;              // floats in one repeat of a vector instruction
+constexpr uint32_t kBlock = 8;               // floats in one 32-byte block of UB
 constexpr uint32_t kFold = kLanes * kBlock;  // the sums of 8 repeats fill one block
-constexpr uint32_t kChunk = 2 * kFold;    // lanes of a running sum of products
+constexpr uint32_t kChunk = 2 * kFold;       // lanes of a running sum of products
 
 struct Slice {
     uint32_t begin;
@@ -43,7 +44,8 @@ __aicore__ inline void CopyIn(const LocalTensor<T>& dst, const GlobalTensor<T>& 
 }
 
 template <typename T>
-__aicore__ inline void CopyOut(const GlobalTensor<T>& dst, const LocalTensor<T>& src, uint32_t count)
+__aicore__ inline void CopyOut(const GlobalTensor<T>& dst, const LocalTensor<T>& src,
+                               uint32_t count)
 {
     const DataCopyExtParams params(1, static_cast<uint32_t>(count * sizeof(T)), 0, 0, 0);
     DataCopyPad(dst, src, params);

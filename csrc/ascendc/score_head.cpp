@@ -1,28 +1,32 @@
 // score_head: for each b, with x = hidden[index[b], :] in float32 and g = norm_weight * w,
 //     logit[b] = sum(x * g) / sqrt(mean(x^2) + eps) + bias        score[b] = sigmoid(logit[b])
-// which is RMSNorm, the dot product with the classifier vector and the sigmoid, without the normed row ever existing.
+// which is RMSNorm, the dot product with the classifier vector and the sigmoid; the normed row
+// never exists.
 //
-// Layout: hidden [tokens, hidden] with any row stride, index int32 [B], norm_weight [hidden] in hidden's dtype or
-// float32, w float32 [hidden], score and logit float32 [B].
-// One core: forms g once, then a contiguous slice of the B rows. A row leaves two sums (as eight partial sums each);
-// the short arithmetic behind them runs once for a group of up to 128 rows, whose results leave in one copy each.
-// UB: a row is at most 32 KiB, so it is never cut. At hidden = 8192: two rows in flight (fp32 64 KiB; 16 bits 32 KiB
-// and 32 KiB for the row in float), g 32 KiB, two products 64 KiB, group 12 KiB: 172 KiB of 183.75.
-// Limit: five passes over a row in the vector unit, about even with reading it; in practice the launch itself.
+// Layout: hidden [tokens, hidden] with any row stride, index int32 [B], norm_weight [hidden] in
+// hidden's dtype or float32, w float32 [hidden], score and logit float32 [B].
+// One core: forms g once, then a contiguous slice of the B rows. A row leaves eight partial sums
+// of each kind; the short arithmetic behind them runs once for a group of up to 128 rows, and a
+// group's results leave in one copy each.
+// UB: a row is at most 32 KiB, so it is never cut. At hidden = 8192: two rows in flight 64 KiB
+// (32 with 16 bits), g 32, scratch 64, running sums 8, group 10: 178 KiB of 183.75.
+// Limit: about six passes over a row in the vector unit against reading it once; in practice the
+// launch itself.
 #include "kernel_operator.h"
 #include "rows.h"
 #include "tiling.h"
 
 using namespace AscendC;
 
-constexpr uint32_t kGroup = 128;           // rows whose results are computed together
+constexpr uint32_t kGroup = 128;  // rows whose results are computed together
 constexpr uint32_t kFloatNan = 0x7fc00000;
 
 template <typename T>
-class ScoreHead {
+class ScoreHead
+{
 public:
-    __aicore__ inline ScoreHead(TPipe* pipe, GM_ADDR hidden, GM_ADDR index, GM_ADDR score, GM_ADDR logit,
-                                const ScoreHeadTiling& tiling)
+    __aicore__ inline ScoreHead(TPipe* pipe, GM_ADDR hidden, GM_ADDR index, GM_ADDR score,
+                                GM_ADDR logit, const ScoreHeadTiling& tiling)
         : tiling_(tiling), slice_(rows::OwnSlice(tiling.items_per_block, tiling.extra_items))
     {
         const uint64_t items = slice_.end - slice_.begin;
@@ -37,7 +41,8 @@ public:
         pipe->InitBuffer(gain_buffer_, row_bytes);
         pipe->InitBuffer(scratch_buffer_, 2 * row_bytes);
         pipe->InitBuffer(sums_buffer_, static_cast<uint32_t>(2 * rows::kChunk * sizeof(float)));
-        pipe->InitBuffer(partial_buffer_, static_cast<uint32_t>(2 * kGroup * rows::kBlock * sizeof(float)));
+        pipe->InitBuffer(partial_buffer_,
+                         static_cast<uint32_t>(2 * kGroup * rows::kBlock * sizeof(float)));
         pipe->InitBuffer(group_buffer_, static_cast<uint32_t>(2 * kGroup * sizeof(float)));
         pipe->InitBuffer(result_queue_, 1, static_cast<uint32_t>(2 * kGroup * sizeof(float)));
         gain_ = gain_buffer_.template Get<float>();
@@ -64,7 +69,8 @@ private:
     {
         const uint32_t hidden = tiling_.hidden;
         rows::LoadWeight<float>(gain_, w, true, gain_, hidden);
-        rows::LoadWeight<T>(scratch_, norm_weight, tiling_.norm_is_float != 0, scratch_[hidden], hidden);
+        rows::LoadWeight<T>(scratch_, norm_weight, tiling_.norm_is_float != 0, scratch_[hidden],
+                            hidden);
         Mul(gain_, gain_, scratch_, static_cast<int32_t>(hidden));
         PipeBarrier<PIPE_V>();
     }
@@ -74,7 +80,8 @@ private:
     {
         const LocalTensor<float> dot_sums = partial_[row * rows::kBlock];
         if (static_cast<uint32_t>(token) >= tiling_.tokens) {
-            Duplicate(dot_sums.template ReinterpretCast<int32_t>(), static_cast<int32_t>(kFloatNan), 1);
+            Duplicate(dot_sums.template ReinterpretCast<int32_t>(), static_cast<int32_t>(kFloatNan),
+                      1);
             PipeBarrier<PIPE_V>();
             return;
         }
@@ -105,14 +112,16 @@ private:
     __aicore__ inline void FinishGroup(uint32_t first, uint32_t row_count)
     {
         const int32_t count = static_cast<int32_t>(row_count);
-        const int32_t repeats = (count + static_cast<int32_t>(rows::kBlock) - 1) / static_cast<int32_t>(rows::kBlock);
+        const int32_t repeats =
+            (count + static_cast<int32_t>(rows::kBlock) - 1) / static_cast<int32_t>(rows::kBlock);
         const LocalTensor<float> rms = group_buffer_.template Get<float>();
         const LocalTensor<float> one_plus_exp = rms[kGroup];
         LocalTensor<float> result = result_queue_.template AllocTensor<float>();
         const LocalTensor<float> logit = result;
         const LocalTensor<float> score = result[kGroup];
         BlockReduceSum(logit, partial_, repeats, rows::kLanes, 1, 1, rows::kBlock);
-        BlockReduceSum(rms, partial_[kGroup * rows::kBlock], repeats, rows::kLanes, 1, 1, rows::kBlock);
+        BlockReduceSum(rms, partial_[kGroup * rows::kBlock], repeats, rows::kLanes, 1, 1,
+                       rows::kBlock);
         PipeBarrier<PIPE_V>();
         Muls(rms, rms, tiling_.mean_scale, count);
         PipeBarrier<PIPE_V>();
@@ -124,8 +133,8 @@ private:
         PipeBarrier<PIPE_V>();
         Adds(logit, logit, tiling_.bias, count);
         PipeBarrier<PIPE_V>();
-        // sigmoid(x) = exp(min(x, 0)) / (1 + exp(-|x|)): no exponential overflows, and a NaN stays one whatever Mins
-        // makes of it.
+        // sigmoid(x) = exp(min(x, 0)) / (1 + exp(-|x|)): no exponential overflows, and a NaN stays
+        // one whatever Mins makes of it.
         Mins(score, logit, 0.0f, count);
         Abs(one_plus_exp, logit, count);
         PipeBarrier<PIPE_V>();
@@ -164,29 +173,35 @@ private:
 };
 
 template <typename T>
-__aicore__ inline void RunScoreHead(GM_ADDR hidden, GM_ADDR index, GM_ADDR norm_weight, GM_ADDR w, GM_ADDR score,
-                                    GM_ADDR logit, const ScoreHeadTiling& tiling)
+__aicore__ inline void RunScoreHead(GM_ADDR hidden, GM_ADDR index, GM_ADDR norm_weight, GM_ADDR w,
+                                    GM_ADDR score, GM_ADDR logit, const ScoreHeadTiling& tiling)
 {
     TPipe pipe;
     ScoreHead<T>(&pipe, hidden, index, score, logit, tiling).Process(norm_weight, w);
 }
 
-extern "C" __global__ __aicore__ void score_head_bfloat16(GM_ADDR hidden, GM_ADDR index, GM_ADDR norm_weight, GM_ADDR w,
-                                                          GM_ADDR score, GM_ADDR logit, ScoreHeadTiling tiling)
+extern "C" __global__ __aicore__ void score_head_bfloat16(GM_ADDR hidden, GM_ADDR index,
+                                                          GM_ADDR norm_weight, GM_ADDR w,
+                                                          GM_ADDR score, GM_ADDR logit,
+                                                          ScoreHeadTiling tiling)
 {
     KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIV_ONLY);
     RunScoreHead<bfloat16_t>(hidden, index, norm_weight, w, score, logit, tiling);
 }
 
-extern "C" __global__ __aicore__ void score_head_float16(GM_ADDR hidden, GM_ADDR index, GM_ADDR norm_weight, GM_ADDR w,
-                                                         GM_ADDR score, GM_ADDR logit, ScoreHeadTiling tiling)
+extern "C" __global__ __aicore__ void score_head_float16(GM_ADDR hidden, GM_ADDR index,
+                                                         GM_ADDR norm_weight, GM_ADDR w,
+                                                         GM_ADDR score, GM_ADDR logit,
+                                                         ScoreHeadTiling tiling)
 {
     KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIV_ONLY);
     RunScoreHead<half>(hidden, index, norm_weight, w, score, logit, tiling);
 }
 
-extern "C" __global__ __aicore__ void score_head_float32(GM_ADDR hidden, GM_ADDR index, GM_ADDR norm_weight, GM_ADDR w,
-                                                         GM_ADDR score, GM_ADDR logit, ScoreHeadTiling tiling)
+extern "C" __global__ __aicore__ void score_head_float32(GM_ADDR hidden, GM_ADDR index,
+                                                         GM_ADDR norm_weight, GM_ADDR w,
+                                                         GM_ADDR score, GM_ADDR logit,
+                                                         ScoreHeadTiling tiling)
 {
     KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIV_ONLY);
     RunScoreHead<float>(hidden, index, norm_weight, w, score, logit, tiling);

@@ -1,12 +1,13 @@
 // What the host computes and a kernel reads: plain structs, passed by value.
 //
-// They stand outside any namespace and hold nothing but fixed-width members because CANN's legacy build copies their
-// text into the launch stub it generates.
+// They stand outside any namespace and hold nothing but fixed-width members because CANN's legacy
+// build copies their text into the launch stub it generates.
 #pragma once
 
 #include <stdint.h>
 
-// Work is cut into contiguous slices: `items_per_block` items for each block, one more for the first `extra_items`.
+// Work is cut into contiguous slices: `items_per_block` items for each block, one more for the
+// first `extra_items` blocks.
 
 struct LastTokenGatherTiling {
     uint64_t row_stride;  // elements between the starts of two rows of hidden
@@ -14,7 +15,7 @@ struct LastTokenGatherTiling {
     uint32_t hidden;      // elements of a row
     uint32_t items_per_block;
     uint32_t extra_items;
-    uint32_t ids_are_cu_seqlens;  // 1: ids are B + 1 offsets, the last token of each span is gathered; 0: B row indices
+    uint32_t ids_are_cu_seqlens;  // 1: B + 1 offsets, the last row of each span; 0: B row indices
     uint32_t nan_bits;            // a NaN of hidden's dtype, for an id out of range
 };
 static_assert(sizeof(LastTokenGatherTiling) == 32, "host and device must agree on the layout");
@@ -36,7 +37,7 @@ struct FusedPoolTiling {
     uint64_t row_stride;
     uint32_t tokens;
     uint32_t hidden;
-    uint32_t width;  // elements read of each row: hidden if it is normed, else only what the result needs
+    uint32_t width;  // elements read of a row: hidden with a norm, else what the result needs
     uint32_t dim;    // elements of a result
     uint32_t tokens_per_tile;
     uint32_t items_per_block;

@@ -1,5 +1,5 @@
-// Where CANN and the simulator differ: how a kernel is named, launched and counted. Nothing else in csrc/host knows
-// which of the two it is built for (PYRERANK_NPU=1: CANN).
+// Where CANN and the simulator differ: how a kernel is named, launched and counted. Nothing else in
+// csrc/host knows which of the two it is built for (PYRERANK_NPU=1: CANN).
 #pragma once
 
 #include <array>
@@ -37,16 +37,20 @@ extern "C" {
 using Gm = uint8_t*;
 void last_token_gather_16bit(Gm hidden, Gm ids, Gm out, LastTokenGatherTiling tiling);
 void last_token_gather_32bit(Gm hidden, Gm ids, Gm out, LastTokenGatherTiling tiling);
-void score_head_bfloat16(Gm hidden, Gm index, Gm norm_weight, Gm w, Gm score, Gm logit, ScoreHeadTiling tiling);
-void score_head_float16(Gm hidden, Gm index, Gm norm_weight, Gm w, Gm score, Gm logit, ScoreHeadTiling tiling);
-void score_head_float32(Gm hidden, Gm index, Gm norm_weight, Gm w, Gm score, Gm logit, ScoreHeadTiling tiling);
+void score_head_bfloat16(Gm hidden, Gm index, Gm norm_weight, Gm w, Gm score, Gm logit,
+                         ScoreHeadTiling tiling);
+void score_head_float16(Gm hidden, Gm index, Gm norm_weight, Gm w, Gm score, Gm logit,
+                        ScoreHeadTiling tiling);
+void score_head_float32(Gm hidden, Gm index, Gm norm_weight, Gm w, Gm score, Gm logit,
+                        ScoreHeadTiling tiling);
 void fused_pool_bfloat16(Gm hidden, Gm cu_seqlens, Gm norm_weight, Gm out, FusedPoolTiling tiling);
 void fused_pool_float16(Gm hidden, Gm cu_seqlens, Gm norm_weight, Gm out, FusedPoolTiling tiling);
 void fused_pool_float32(Gm hidden, Gm cu_seqlens, Gm norm_weight, Gm out, FusedPoolTiling tiling);
 }
 #endif
 
-namespace pyrerank {
+namespace pyrerank
+{
 
 // One buffer of global memory a kernel takes, in the order of its parameters.
 struct Buffer {
@@ -73,9 +77,11 @@ inline int64_t Cores(const Target&)
     int32_t device = 0;
     if (aclrtGetDevice(&device) != ACL_SUCCESS) throw std::runtime_error("no current NPU device");
     int64_t& cores = known.at(static_cast<size_t>(device));
-    if (cores == 0 && aclGetDeviceCapability(static_cast<uint32_t>(device), ACL_DEVICE_INFO_VECTOR_CORE_NUM, &cores) !=
-                          ACL_SUCCESS) {
-        throw std::runtime_error("cannot read the number of vector cores of NPU " + std::to_string(device));
+    if (cores == 0 &&
+        aclGetDeviceCapability(static_cast<uint32_t>(device), ACL_DEVICE_INFO_VECTOR_CORE_NUM,
+                               &cores) != ACL_SUCCESS) {
+        throw std::runtime_error("cannot read the number of vector cores of NPU " +
+                                 std::to_string(device));
     }
     return cores;
 }
@@ -87,10 +93,15 @@ void Enqueue(const char* name, Kernel* kernel, uint32_t blocks, const Target& ta
     // The generated stub takes the struct by pointer and copies it into the launch.
     const uint32_t status = kernel(blocks, reinterpret_cast<aclrtStream>(target.stream),
                                    reinterpret_cast<void*>(buffers[I].address)..., &tiling);
-    if (status != 0) throw std::runtime_error(std::string(name) + ": launch failed with " + std::to_string(status));
+    if (status != 0)
+        throw std::runtime_error(std::string(name) + ": launch failed with " +
+                                 std::to_string(status));
 }
 
-inline std::map<std::string, uint64_t> ReadCounters() { return {}; }
+inline std::map<std::string, uint64_t> ReadCounters()
+{
+    return {};
+}
 inline void ResetCounters() {}
 
 #else
@@ -98,22 +109,26 @@ inline void ResetCounters() {}
 constexpr const char* kTarget = "cpu";
 constexpr bool kStrict = sim::kStrict;
 
-inline int64_t Cores(const Target& target) { return target.threads; }
+inline int64_t Cores(const Target& target)
+{
+    return target.threads;
+}
 
-// With a stream, the launch becomes an item of that stream of the simulated CANN runtime, if one is in the process, and
-// can be captured there; else it runs now.
+// With a stream, the launch becomes an item of that stream of the simulated CANN runtime, if one is
+// in the process, and can be captured there; else it runs now.
 template <class Kernel, class Tiling, size_t N, size_t... I>
 void Enqueue(const char* name, Kernel* kernel, uint32_t blocks, const Target& target,
              const std::array<Buffer, N>& buffers, const Tiling& tiling, std::index_sequence<I...>)
 {
     auto run = [=, threads = target.threads] {
         sim::Launch(name, blocks, threads,
-                    {sim::Region{buffers[I].name, reinterpret_cast<const void*>(buffers[I].address), buffers[I].bytes,
-                                 buffers[I].writable}...},
+                    {sim::Region{buffers[I].name, reinterpret_cast<const void*>(buffers[I].address),
+                                 buffers[I].bytes, buffers[I].writable}...},
                     [&] { kernel(reinterpret_cast<uint8_t*>(buffers[I].address)..., tiling); });
     };
     using Run = decltype(run);
-    using Submit = int (*)(void* stream, const char* name, int (*call)(void*), void* item, void (*drop)(void*));
+    using Submit = int (*)(void* stream, const char* name, int (*call)(void*), void* item,
+                           void (*drop)(void*));
     static const Submit submit = reinterpret_cast<Submit>(dlsym(RTLD_DEFAULT, "cannsim_launch"));
     if (target.stream == 0 || submit == nullptr) return run();
     auto item = std::make_unique<Run>(run);
@@ -127,8 +142,11 @@ void Enqueue(const char* name, Kernel* kernel, uint32_t blocks, const Target& ta
         }
     };
     const auto drop = [](void* p) { delete static_cast<Run*>(p); };
-    const int status = submit(reinterpret_cast<void*>(target.stream), name, call, item.release(), drop);
-    if (status != 0) throw std::runtime_error(std::string(name) + ": launch failed with " + std::to_string(status));
+    const int status =
+        submit(reinterpret_cast<void*>(target.stream), name, call, item.release(), drop);
+    if (status != 0)
+        throw std::runtime_error(std::string(name) + ": launch failed with " +
+                                 std::to_string(status));
 }
 
 inline std::map<std::string, uint64_t> ReadCounters()
@@ -145,7 +163,10 @@ inline std::map<std::string, uint64_t> ReadCounters()
             {"flags", c.flags},
             {"ub_peak_bytes", c.ub_peak_bytes}};
 }
-inline void ResetCounters() { sim::ResetCounters(); }
+inline void ResetCounters()
+{
+    sim::ResetCounters();
+}
 
 #endif
 

@@ -1,5 +1,6 @@
-// pyrerank._C: the kernels as Python functions over addresses, sizes, scalars and a stream handle. It knows no torch:
-// tensors and the values in them are checked by pyrerank/ops.py, sizes and scalars here and in tiling.cpp.
+// pyrerank._C: the kernels as Python functions over addresses, sizes, scalars and a stream handle.
+// It knows no torch: tensors and the values in them are checked by pyrerank/ops.py, sizes and
+// scalars in tiling.cpp.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -8,13 +9,16 @@
 
 namespace py = pybind11;
 
-namespace pyrerank {
-namespace {
+namespace pyrerank
+{
+namespace
+{
 
 constexpr uint64_t kIdBytes = sizeof(int32_t);
 
-void LastTokenGather(uint64_t hidden, uint64_t ids, uint64_t out, int64_t tokens, int64_t width, int64_t row_stride,
-                     int64_t count, const std::string& dtype, bool ids_are_cu_seqlens, int threads, uint64_t stream)
+void LastTokenGather(uint64_t hidden, uint64_t ids, uint64_t out, int64_t tokens, int64_t width,
+                     int64_t row_stride, int64_t count, const std::string& dtype,
+                     bool ids_are_cu_seqlens, int threads, uint64_t stream)
 {
     if (count == 0) return;
     const Rows rows{tokens, width, row_stride, ParseDType("dtype", dtype)};
@@ -23,18 +27,21 @@ void LastTokenGather(uint64_t hidden, uint64_t ids, uint64_t out, int64_t tokens
     const auto tiling = TileLastTokenGather(rows, split, ids_are_cu_seqlens);
     const uint64_t items = static_cast<uint64_t>(count);
     const uint64_t out_bytes = items * tiling.hidden * SizeOf(rows.dtype);
-    const std::array<Buffer, 3> buffers{{{"hidden", hidden, rows.Bytes(), false},
-                                         {"ids", ids, (items + tiling.ids_are_cu_seqlens) * kIdBytes, false},
-                                         {"out", out, out_bytes, true}}};
+    const std::array<Buffer, 3> buffers{
+        {{"hidden", hidden, rows.Bytes(), false},
+         {"ids", ids, (items + tiling.ids_are_cu_seqlens) * kIdBytes, false},
+         {"out", out, out_bytes, true}}};
     const bool wide = rows.dtype == DType::kFloat32;
-    Launch(wide ? "last_token_gather_32bit" : "last_token_gather_16bit",
-           wide ? PYRERANK_KERNEL(last_token_gather_32bit) : PYRERANK_KERNEL(last_token_gather_16bit), split.blocks,
-           target, buffers, tiling);
+    Launch(
+        wide ? "last_token_gather_32bit" : "last_token_gather_16bit",
+        wide ? PYRERANK_KERNEL(last_token_gather_32bit) : PYRERANK_KERNEL(last_token_gather_16bit),
+        split.blocks, target, buffers, tiling);
 }
 
-void ScoreHead(uint64_t hidden, uint64_t index, uint64_t norm_weight, uint64_t w, uint64_t score, uint64_t logit,
-               int64_t tokens, int64_t width, int64_t row_stride, int64_t count, const std::string& dtype,
-               const std::string& norm_dtype, double eps, double bias, int threads, uint64_t stream)
+void ScoreHead(uint64_t hidden, uint64_t index, uint64_t norm_weight, uint64_t w, uint64_t score,
+               uint64_t logit, int64_t tokens, int64_t width, int64_t row_stride, int64_t count,
+               const std::string& dtype, const std::string& norm_dtype, double eps, double bias,
+               int threads, uint64_t stream)
 {
     if (count == 0) return;
     const Rows rows{tokens, width, row_stride, ParseDType("dtype", dtype)};
@@ -43,52 +50,55 @@ void ScoreHead(uint64_t hidden, uint64_t index, uint64_t norm_weight, uint64_t w
     const Split split = SplitItems(count, Cores(target));
     const auto tiling = TileScoreHead(rows, split, norm, eps, bias);
     const uint64_t items = static_cast<uint64_t>(count);
-    const std::array<Buffer, 6> buffers{{{"hidden", hidden, rows.Bytes(), false},
-                                         {"index", index, items * kIdBytes, false},
-                                         {"norm_weight", norm_weight, tiling.hidden * uint64_t{SizeOf(norm)}, false},
-                                         {"w", w, tiling.hidden * sizeof(float), false},
-                                         {"score", score, items * sizeof(float), true},
-                                         {"logit", logit, items * sizeof(float), true}}};
+    const std::array<Buffer, 6> buffers{
+        {{"hidden", hidden, rows.Bytes(), false},
+         {"index", index, items * kIdBytes, false},
+         {"norm_weight", norm_weight, tiling.hidden * uint64_t{SizeOf(norm)}, false},
+         {"w", w, tiling.hidden * sizeof(float), false},
+         {"score", score, items * sizeof(float), true},
+         {"logit", logit, items * sizeof(float), true}}};
     switch (rows.dtype) {
         case DType::kBfloat16:
-            return Launch("score_head_bfloat16", PYRERANK_KERNEL(score_head_bfloat16), split.blocks, target, buffers,
-                          tiling);
+            return Launch("score_head_bfloat16", PYRERANK_KERNEL(score_head_bfloat16), split.blocks,
+                          target, buffers, tiling);
         case DType::kFloat16:
-            return Launch("score_head_float16", PYRERANK_KERNEL(score_head_float16), split.blocks, target, buffers,
-                          tiling);
+            return Launch("score_head_float16", PYRERANK_KERNEL(score_head_float16), split.blocks,
+                          target, buffers, tiling);
         case DType::kFloat32:
-            return Launch("score_head_float32", PYRERANK_KERNEL(score_head_float32), split.blocks, target, buffers,
-                          tiling);
+            return Launch("score_head_float32", PYRERANK_KERNEL(score_head_float32), split.blocks,
+                          target, buffers, tiling);
     }
 }
 
-void FusedPool(uint64_t hidden, uint64_t cu_seqlens, uint64_t norm_weight, uint64_t out, int64_t tokens, int64_t width,
-               int64_t row_stride, int64_t count, int64_t dim, const std::string& dtype, const std::string& norm_dtype,
-               double eps, const std::string& mode, bool normalize, int threads, uint64_t stream)
+void FusedPool(uint64_t hidden, uint64_t cu_seqlens, uint64_t norm_weight, uint64_t out,
+               int64_t tokens, int64_t width, int64_t row_stride, int64_t count, int64_t dim,
+               const std::string& dtype, const std::string& norm_dtype, double eps,
+               const std::string& mode, bool normalize, int threads, uint64_t stream)
 {
     if (count == 0) return;
     const Rows rows{tokens, width, row_stride, ParseDType("dtype", dtype)};
     const DType norm = ParseDType("norm_dtype", norm_dtype);
     const Target target{threads, stream};
     const Split split = SplitItems(count, Cores(target));
-    const auto tiling =
-        TileFusedPool(rows, split, {dim, ParsePoolMode(mode), norm_weight != 0, norm, eps, normalize});
+    const auto tiling = TileFusedPool(
+        rows, split, {dim, ParsePoolMode(mode), norm_weight != 0, norm, eps, normalize});
     const uint64_t items = static_cast<uint64_t>(count);
     const uint64_t norm_bytes = tiling.has_norm * tiling.hidden * uint64_t{SizeOf(norm)};
-    const std::array<Buffer, 4> buffers{{{"hidden", hidden, rows.Bytes(), false},
-                                         {"cu_seqlens", cu_seqlens, (items + 1) * kIdBytes, false},
-                                         {"norm_weight", norm_weight, norm_bytes, false},
-                                         {"out", out, items * tiling.dim * SizeOf(rows.dtype), true}}};
+    const std::array<Buffer, 4> buffers{
+        {{"hidden", hidden, rows.Bytes(), false},
+         {"cu_seqlens", cu_seqlens, (items + 1) * kIdBytes, false},
+         {"norm_weight", norm_weight, norm_bytes, false},
+         {"out", out, items * tiling.dim * SizeOf(rows.dtype), true}}};
     switch (rows.dtype) {
         case DType::kBfloat16:
-            return Launch("fused_pool_bfloat16", PYRERANK_KERNEL(fused_pool_bfloat16), split.blocks, target, buffers,
-                          tiling);
+            return Launch("fused_pool_bfloat16", PYRERANK_KERNEL(fused_pool_bfloat16), split.blocks,
+                          target, buffers, tiling);
         case DType::kFloat16:
-            return Launch("fused_pool_float16", PYRERANK_KERNEL(fused_pool_float16), split.blocks, target, buffers,
-                          tiling);
+            return Launch("fused_pool_float16", PYRERANK_KERNEL(fused_pool_float16), split.blocks,
+                          target, buffers, tiling);
         case DType::kFloat32:
-            return Launch("fused_pool_float32", PYRERANK_KERNEL(fused_pool_float32), split.blocks, target, buffers,
-                          tiling);
+            return Launch("fused_pool_float32", PYRERANK_KERNEL(fused_pool_float32), split.blocks,
+                          target, buffers, tiling);
     }
 }
 
@@ -112,14 +122,15 @@ PYBIND11_MODULE(PYRERANK_MODULE, m)
     using Unlocked = py::call_guard<py::gil_scoped_release>;
     const py::kw_only kw;
 
-    m.def("last_token_gather", &LastTokenGather, "hidden"_a, "ids"_a, "out"_a, kw, "T"_a, "H"_a, "row_stride"_a, "B"_a,
-          "dtype"_a, "ids_are_cu_seqlens"_a, "threads"_a, "stream"_a, Unlocked());
-    m.def("score_head", &ScoreHead, "hidden"_a, "index"_a, "norm_weight"_a, "w"_a, "score"_a, "logit"_a, kw, "T"_a,
-          "H"_a, "row_stride"_a, "B"_a, "dtype"_a, "norm_dtype"_a, "eps"_a, "bias"_a, "threads"_a, "stream"_a,
+    m.def("last_token_gather", &LastTokenGather, "hidden"_a, "ids"_a, "out"_a, kw, "T"_a, "H"_a,
+          "row_stride"_a, "B"_a, "dtype"_a, "ids_are_cu_seqlens"_a, "threads"_a, "stream"_a,
           Unlocked());
-    m.def("fused_pool", &FusedPool, "hidden"_a, "cu_seqlens"_a, "norm_weight"_a, "out"_a, kw, "T"_a, "H"_a,
-          "row_stride"_a, "B"_a, "D"_a, "dtype"_a, "norm_dtype"_a, "eps"_a, "mode"_a, "normalize"_a, "threads"_a,
-          "stream"_a, Unlocked());
+    m.def("score_head", &ScoreHead, "hidden"_a, "index"_a, "norm_weight"_a, "w"_a, "score"_a,
+          "logit"_a, kw, "T"_a, "H"_a, "row_stride"_a, "B"_a, "dtype"_a, "norm_dtype"_a, "eps"_a,
+          "bias"_a, "threads"_a, "stream"_a, Unlocked());
+    m.def("fused_pool", &FusedPool, "hidden"_a, "cu_seqlens"_a, "norm_weight"_a, "out"_a, kw, "T"_a,
+          "H"_a, "row_stride"_a, "B"_a, "D"_a, "dtype"_a, "norm_dtype"_a, "eps"_a, "mode"_a,
+          "normalize"_a, "threads"_a, "stream"_a, Unlocked());
     m.def("counters", &ReadCounters);
     m.def("reset_counters", &ResetCounters);
     m.def("build_info", &BuildInfo);

@@ -4,16 +4,20 @@
 #include <cmath>
 #include <stdexcept>
 
-namespace pyrerank {
-namespace {
+namespace pyrerank
+{
+namespace
+{
 
-constexpr int64_t kMaxWidth = 8192;         // a row of float32 is then 32 KiB, what the kernels' UB plans hold
+constexpr int64_t kMaxWidth =
+    8192;  // a row of float32 is then 32 KiB, what the kernels' UB plans hold
 constexpr int64_t kWidthStep = 16;          // 16 elements of 2 bytes are one 32-byte block of UB
 constexpr int64_t kMaxBlocks = 65535;       // of one launch
 constexpr int64_t kMaxTileElements = 8192;  // of fused_pool, see its UB plan
 constexpr int64_t kMaxTileTokens = 8;
 
-[[noreturn]] void Reject(const std::string& argument, const std::string& got, const std::string& wanted)
+[[noreturn]] void Reject(const std::string& argument, const std::string& got,
+                         const std::string& wanted)
 {
     throw std::invalid_argument(argument + ": got " + got + ", wanted " + wanted);
 }
@@ -35,13 +39,15 @@ void CheckRows(const Rows& hidden)
     }
     // A copy of several rows states the gap between them in 32 bits of bytes.
     const int64_t largest = (static_cast<int64_t>(UINT32_MAX) + 1) / SizeOf(hidden.dtype);
-    CheckRange("row_stride (elements between rows of hidden)", hidden.row_stride, hidden.width, largest);
+    CheckRange("row_stride (elements between rows of hidden)", hidden.row_stride, hidden.width,
+               largest);
 }
 
 float CheckEps(double eps)
 {
     const float value = static_cast<float>(eps);
-    if (!(value > 0.0f) || !std::isfinite(value)) Reject("eps", std::to_string(eps), "a positive float32");
+    if (!(value > 0.0f) || !std::isfinite(value))
+        Reject("eps", std::to_string(eps), "a positive float32");
     return value;
 }
 
@@ -63,7 +69,10 @@ uint32_t ParsePoolMode(const std::string& name)
     Reject("mode", name, "last, mean or cls");
 }
 
-uint32_t SizeOf(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+uint32_t SizeOf(DType dtype)
+{
+    return dtype == DType::kFloat32 ? 4 : 2;
+}
 
 uint32_t NanBits(DType dtype)
 {
@@ -73,7 +82,8 @@ uint32_t NanBits(DType dtype)
 
 uint64_t Rows::Bytes() const
 {
-    return tokens == 0 ? 0 : static_cast<uint64_t>((tokens - 1) * row_stride + width) * SizeOf(dtype);
+    return tokens == 0 ? 0
+                       : static_cast<uint64_t>((tokens - 1) * row_stride + width) * SizeOf(dtype);
 }
 
 Split SplitItems(int64_t count, int64_t cores)
@@ -81,10 +91,12 @@ Split SplitItems(int64_t count, int64_t cores)
     CheckRange("B (items)", count, 1, INT32_MAX);
     CheckRange("cores", cores, 1, INT32_MAX);
     const int64_t blocks = std::min({count, cores, kMaxBlocks});
-    return {static_cast<uint32_t>(blocks), static_cast<uint32_t>(count / blocks), static_cast<uint32_t>(count % blocks)};
+    return {static_cast<uint32_t>(blocks), static_cast<uint32_t>(count / blocks),
+            static_cast<uint32_t>(count % blocks)};
 }
 
-LastTokenGatherTiling TileLastTokenGather(const Rows& hidden, const Split& split, bool ids_are_cu_seqlens)
+LastTokenGatherTiling TileLastTokenGather(const Rows& hidden, const Split& split,
+                                          bool ids_are_cu_seqlens)
 {
     CheckRows(hidden);
     LastTokenGatherTiling tiling{};
@@ -98,7 +110,8 @@ LastTokenGatherTiling TileLastTokenGather(const Rows& hidden, const Split& split
     return tiling;
 }
 
-ScoreHeadTiling TileScoreHead(const Rows& hidden, const Split& split, DType norm_dtype, double eps, double bias)
+ScoreHeadTiling TileScoreHead(const Rows& hidden, const Split& split, DType norm_dtype, double eps,
+                              double bias)
 {
     CheckRows(hidden);
     ScoreHeadTiling tiling{};
@@ -118,8 +131,9 @@ FusedPoolTiling TileFusedPool(const Rows& hidden, const Split& split, const Pool
 {
     CheckRows(hidden);
     CheckRange("dim", options.dim, 1, hidden.width);
-    // Without a norm nothing beyond dim is needed; whole 32-byte blocks keep rows of a tile free of filler.
-    const int64_t width = options.has_norm ? hidden.width : (options.dim + kWidthStep - 1) / kWidthStep * kWidthStep;
+    // Without a norm nothing beyond dim is needed; whole 32-byte blocks keep a tile free of filler.
+    const int64_t width =
+        options.has_norm ? hidden.width : (options.dim + kWidthStep - 1) / kWidthStep * kWidthStep;
     FusedPoolTiling tiling{};
     tiling.row_stride = static_cast<uint64_t>(hidden.row_stride);
     tiling.tokens = static_cast<uint32_t>(hidden.tokens);
@@ -127,7 +141,8 @@ FusedPoolTiling TileFusedPool(const Rows& hidden, const Split& split, const Pool
     tiling.width = static_cast<uint32_t>(width);
     tiling.dim = static_cast<uint32_t>(options.dim);
     tiling.tokens_per_tile = static_cast<uint32_t>(
-        options.mode == POOL_MEAN ? std::clamp<int64_t>(kMaxTileElements / width, 1, kMaxTileTokens) : 1);
+        options.mode == POOL_MEAN ? std::clamp<int64_t>(kMaxTileElements / width, 1, kMaxTileTokens)
+                                  : 1);
     tiling.items_per_block = split.items_per_block;
     tiling.extra_items = split.extra_items;
     tiling.mode = options.mode;

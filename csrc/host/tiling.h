@@ -8,12 +8,14 @@
 
 #include "../ascendc/tiling.h"
 
-namespace pyrerank {
+namespace pyrerank
+{
 
 enum class DType { kBfloat16, kFloat16, kFloat32 };
 
-DType ParseDType(const char* argument, const std::string& name);  // "bfloat16", "float16", "float32"
-uint32_t ParsePoolMode(const std::string& name);                  // "last", "mean", "cls"
+DType ParseDType(const char* argument,
+                 const std::string& name);        // "bfloat16", "float16", "float32"
+uint32_t ParsePoolMode(const std::string& name);  // "last", "mean", "cls"
 uint32_t SizeOf(DType dtype);
 uint32_t NanBits(DType dtype);
 
@@ -36,8 +38,10 @@ struct Split {
 
 Split SplitItems(int64_t count, int64_t cores);
 
-LastTokenGatherTiling TileLastTokenGather(const Rows& hidden, const Split& split, bool ids_are_cu_seqlens);
-ScoreHeadTiling TileScoreHead(const Rows& hidden, const Split& split, DType norm_dtype, double eps, double bias);
+LastTokenGatherTiling TileLastTokenGather(const Rows& hidden, const Split& split,
+                                          bool ids_are_cu_seqlens);
+ScoreHeadTiling TileScoreHead(const Rows& hidden, const Split& split, DType norm_dtype, double eps,
+                              double bias);
 
 struct PoolOptions {
     int64_t dim;
