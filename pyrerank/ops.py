@@ -25,6 +25,7 @@ except ModuleNotFoundError:  # installed without a compiler; a broken extension 
 DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
 POOL_MODES = ("last", "mean", "cls")
 SMALLEST_NORM = 1e-12
+ELEMENTS_PER_THREAD = 2**19  # of hidden; with less, waking a thread takes longer than the work
 
 
 # ---- the operators ------------------------------------------------------------------------------
@@ -228,7 +229,10 @@ def _check_pool(
 
 
 def _check_index_values(index: Tensor, tokens: int) -> None:
-    for position, token in enumerate(index.tolist()):
+    values = index.tolist()
+    if not values or (min(values) >= 0 and max(values) < tokens):
+        return
+    for position, token in enumerate(values):
         if not 0 <= token < tokens:
             wanted = f"0 to {tokens - 1}, a row of hidden"
             raise ValueError(f"index[{position}]: got {token}, wanted {wanted}")
@@ -250,14 +254,17 @@ def _check_cu_seqlens_values(cu_seqlens: Tensor, tokens: int) -> None:
 # ---- kernels ------------------------------------------------------------------------------------
 
 
-def _launch(kernel: Callable[..., None], hidden: Tensor, *addresses: int, **sizes: Any) -> None:
+def _launch(
+    kernel: Callable[..., None], hidden: Tensor, rows: int, *addresses: int, **sizes: Any
+) -> None:
+    """Runs a kernel that reads ``rows`` rows of hidden."""
     tokens, width = hidden.shape
     sizes |= {
         "T": tokens,
         "H": width,
         "row_stride": hidden.stride(0) if tokens > 1 else width,
         "dtype": DTYPES[hidden.dtype],
-        "threads": torch.get_num_threads(),
+        "threads": min(torch.get_num_threads(), 1 + rows * width // ELEMENTS_PER_THREAD),
     }
     if hidden.device.type == "cpu":
         kernel(hidden.data_ptr(), *addresses, **sizes, stream=0)
@@ -282,6 +289,7 @@ def _last_token_gather(
     _launch(
         _C.last_token_gather,
         hidden,
+        out.shape[0],
         ids.data_ptr(),
         out.data_ptr(),
         B=out.shape[0],
@@ -302,6 +310,7 @@ def _score_head(
     _launch(
         _C.score_head,
         hidden,
+        index.shape[0],
         index.data_ptr(),
         norm_weight.data_ptr(),
         w.data_ptr(),
@@ -333,6 +342,7 @@ def _fused_pool(
     _launch(
         _C.fused_pool,
         hidden,
+        hidden.shape[0] if mode == "mean" else out.shape[0],
         cu_seqlens.data_ptr(),
         0 if weight is None else weight.data_ptr(),
         out.data_ptr(),

@@ -1,4 +1,4 @@
-"""The sample checkpoint through the whole engine: wrong positions, masks or prompts lose quality."""
+"""The sample checkpoint through the engine: wrong positions, masks or prompts lose quality."""
 
 import json
 from pathlib import Path

@@ -106,8 +106,10 @@ def test_nan_is_never_clamped_away() -> None:
 
 
 def test_threads_do_not_change_a_bit() -> None:
-    hidden, gain, w = torch.randn(64, 1024).bfloat16(), torch.rand(1024), torch.randn(1024)
-    index, before = torch.arange(64, dtype=torch.int32), torch.get_num_threads()
+    width = 4096
+    hidden, gain, w = torch.randn(400, width).bfloat16(), torch.rand(width), torch.randn(width)
+    index, before = torch.arange(400, dtype=torch.int32), torch.get_num_threads()
+    assert hidden.numel() > 3 * ops.ELEMENTS_PER_THREAD
     try:
         torch.set_num_threads(1)
         one = ops.score_head(hidden, index, gain, EPS, w)
