@@ -196,7 +196,12 @@ def _find(model: str | os.PathLike[str]) -> Path:
         raise CheckpointError(f"model {name!r} is a file; give the folder that holds it")
     try:
         return Path(snapshot_download(name, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError):
+    except HFValidationError:
+        raise CheckpointError(
+            f"model {name!r} is not a folder, nor can it be a hub name such as "
+            "'Qwen/Qwen3-Reranker-0.6B'"
+        ) from None
+    except LocalEntryNotFoundError:
         pass
     owner, _, title = name.rpartition("/")
     cache = Path(os.environ.get("MODELSCOPE_CACHE", "~/.cache/modelscope")).expanduser()

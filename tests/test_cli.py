@@ -119,7 +119,7 @@ class TestArguments:
 
     def test_no_model(self, capsys, tmp_path):
         assert main(["score", "--model", str(tmp_path / "no"), "--query", "q", "d"]) == 2
-        assert "neither a folder nor in the caches" in capsys.readouterr().err
+        assert "is not a folder, nor can it be a hub name" in capsys.readouterr().err
         assert main(["score", "--model", str(tmp_path), "--query", "q", "d"]) == 2
         assert "has no config.json" in capsys.readouterr().err
 

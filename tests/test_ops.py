@@ -59,7 +59,8 @@ def test_operators_agree_with_their_twins(width: int, dtype: torch.dtype) -> Non
 def test_views_and_padded_buckets(data: st.DataObject) -> None:
     width, tokens = 16 * data.draw(st.integers(1, 8)), data.draw(st.integers(2, 30))
     gap, offset = data.draw(st.integers(0, 9)), data.draw(st.integers(0, 3))
-    store = torch.randn(tokens * (width + gap) + offset)
+    torch.manual_seed(data.draw(st.integers(0, 999)))
+    store = torch.rand(tokens * (width + gap) + offset)  # positive: no sum cancels
     hidden = store.as_strided((tokens, width), (width + gap, 1), offset)
     cuts = sorted(data.draw(st.sets(st.integers(0, tokens), min_size=2)))
     cu = torch.tensor(cuts, dtype=torch.int32).repeat_interleave(2)[::2]  # not contiguous
