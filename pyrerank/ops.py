@@ -5,8 +5,10 @@ csrc/ascendc/<name>.cpp, elsewhere (and where the extension was not built) its `
 below, which is also its specification. Arithmetic is float32 throughout, and a row's result has
 the same bits alone and in any batch. This module knows nothing of models or prompts.
 
-On the CPU, ids out of range raise. On a device, looking would wait for it: there such a row
-becomes NaN, and the caller refuses it.
+A dtype that is not listed raises TypeError, any other wrong argument ValueError; both name the
+argument, what it got and what it wanted, before anything is launched. Ids out of range do so on the
+CPU. On a device, looking at them would wait for it: there such a row becomes NaN, and the caller
+refuses it. No ids at all give an empty result.
 """
 
 from __future__ import annotations
