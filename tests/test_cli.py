@@ -95,7 +95,9 @@ class TestArguments:
                 "import sys; sys.modules['torch'] = None\n"
                 f"from pyrerank.cli import main; main(['{argument}'])"
             )
-            done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+            done = subprocess.run(
+                [sys.executable, "-P", "-c", script], capture_output=True, text=True
+            )
             assert done.returncode == 0 and "pyrerank" in done.stdout
 
     @pytest.mark.parametrize(

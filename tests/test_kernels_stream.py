@@ -49,7 +49,7 @@ else:
 
 def run(*arguments: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True
+        [sys.executable, "-P", "-c", SCRIPT, *arguments], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
 
