@@ -73,7 +73,7 @@ class Checkpoint:
         try:
             return Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises bare Exception for every malformed file
-            raise CheckpointError(f"{file.name} is not a readable tokenizer: {error}") from error
+            raise CheckpointError(f"{file} is not a readable tokenizer: {error}") from error
 
     def decoder_weights(
         self, shapes: Mapping[str, torch.Size], *, device: torch.device, dtype: torch.dtype
@@ -85,7 +85,7 @@ class Checkpoint:
         a view of the mapped file when ``device`` is the CPU; any other is converted one at a time.
         """
         prefix = DECODER_PREFIX[self.family]
-        head = {"score.weight", "score.bias"} if self.classifier else {"lm_head.weight"}
+        head = {"lm_head.weight"} | ({"score.weight", "score.bias"} if self.classifier else set())
         stored = {name for name in self.tensors if not name.startswith(VISION_PREFIX)} - head
         wanted = {prefix + name: shape for name, shape in shapes.items()}
         problems = [f"missing {name}" for name in sorted(wanted.keys() - stored)]

@@ -88,9 +88,9 @@ def process(
         for chunk in _chunks(_parse(engine, source, query, ranked)):
             last = chunk[-1].record["line"]
             errors += sum("error" in line.record for line in chunk)
-            bar.update(last - bar.n)
             if last in finished:
                 kept = finished[last]
+                bar.update(last - bar.n)
                 continue
             scores = iter(engine.run([p for line in chunk for p in line.pairs], progress=False))
             answers = [
@@ -102,6 +102,7 @@ def process(
                 resume = False
             target.write(b"".join(_dump(answer) for answer in answers))
             target.flush()
+            bar.update(last - bar.n)
             for answer in answers:
                 if "error" in answer:
                     bar.write(f"line {answer['line']}: {answer['error']}", file=sys.stderr)
