@@ -253,6 +253,41 @@ def _check_cu_seqlens_values(cu_seqlens: Tensor, tokens: int) -> None:
             raise ValueError(f"cu_seqlens: got {got}, wanted at least one token a sequence")
 
 
+# ---- results ------------------------------------------------------------------------------------
+# Each checks an operator's arguments and allocates its results: all that happens to fake tensors,
+# and the first step of every real call.
+
+
+def _new_gather(
+    hidden: Tensor, cu_seqlens: Tensor | None = None, *, index: Tensor | None = None
+) -> Tensor:
+    _check_gather(hidden, cu_seqlens, index)
+    ids = cu_seqlens if cu_seqlens is not None else index
+    assert ids is not None
+    return hidden.new_empty(ids.shape[0] - (cu_seqlens is not None), hidden.shape[1])
+
+
+def _new_score(
+    hidden: Tensor, index: Tensor, norm_weight: Tensor, eps: float, w: Tensor, bias: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    _check_score(hidden, index, norm_weight, w)
+    score = index.new_empty(index.shape[0], dtype=torch.float32)
+    return score, torch.empty_like(score)
+
+
+def _new_pool(
+    hidden: Tensor,
+    cu_seqlens: Tensor,
+    norm_weight: Tensor | None = None,
+    eps: float = 1e-6,
+    mode: str = "last",
+    dim: int | None = None,
+    normalize: bool = True,
+) -> Tensor:
+    width = _check_pool(hidden, cu_seqlens, norm_weight, mode, dim)
+    return hidden.new_empty(cu_seqlens.shape[0] - 1, width)
+
+
 # ---- kernels ------------------------------------------------------------------------------------
 
 
@@ -280,14 +315,13 @@ def _launch(
 def _last_token_gather(
     hidden: Tensor, cu_seqlens: Tensor | None = None, *, index: Tensor | None = None
 ) -> Tensor:
-    _check_gather(hidden, cu_seqlens, index)
+    out = _new_gather(hidden, cu_seqlens, index=index)
     spans = cu_seqlens is not None
     ids = cu_seqlens if cu_seqlens is not None else index
     assert ids is not None
     ids = ids.contiguous()
     if hidden.device.type == "cpu":
         (_check_cu_seqlens_values if spans else _check_index_values)(ids, hidden.shape[0])
-    out = hidden.new_empty(ids.shape[0] - spans, hidden.shape[1])
     _launch(
         _C.last_token_gather,
         hidden,
@@ -303,12 +337,10 @@ def _last_token_gather(
 def _score_head(
     hidden: Tensor, index: Tensor, norm_weight: Tensor, eps: float, w: Tensor, bias: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    _check_score(hidden, index, norm_weight, w)
+    score, logit = _new_score(hidden, index, norm_weight, eps, w, bias)
     if hidden.device.type == "cpu":
         _check_index_values(index, hidden.shape[0])
     index, norm_weight, w = index.contiguous(), norm_weight.contiguous(), w.contiguous()
-    score = torch.empty_like(index, dtype=torch.float32)
-    logit = torch.empty_like(score)
     _launch(
         _C.score_head,
         hidden,
@@ -335,12 +367,11 @@ def _fused_pool(
     dim: int | None = None,
     normalize: bool = True,
 ) -> Tensor:
-    width = _check_pool(hidden, cu_seqlens, norm_weight, mode, dim)
+    out = _new_pool(hidden, cu_seqlens, norm_weight, eps, mode, dim, normalize)
     if hidden.device.type == "cpu":
         _check_cu_seqlens_values(cu_seqlens, hidden.shape[0])
     cu_seqlens = cu_seqlens.contiguous()
     weight = None if norm_weight is None else norm_weight.contiguous()
-    out = hidden.new_empty(cu_seqlens.shape[0] - 1, width)
     _launch(
         _C.fused_pool,
         hidden,
@@ -349,7 +380,7 @@ def _fused_pool(
         0 if weight is None else weight.data_ptr(),
         out.data_ptr(),
         B=out.shape[0],
-        D=width,
+        D=out.shape[1],
         norm_dtype=DTYPES[hidden.dtype if weight is None else weight.dtype],
         eps=eps,
         mode=mode,
@@ -361,41 +392,11 @@ def _fused_pool(
 # ---- registration -------------------------------------------------------------------------------
 
 
-def _fake_gather(
-    hidden: Tensor, cu_seqlens: Tensor | None = None, *, index: Tensor | None = None
-) -> Tensor:
-    _check_gather(hidden, cu_seqlens, index)
-    ids = cu_seqlens if cu_seqlens is not None else index
-    assert ids is not None
-    return hidden.new_empty(ids.shape[0] - (cu_seqlens is not None), hidden.shape[1])
-
-
-def _fake_score_head(
-    hidden: Tensor, index: Tensor, norm_weight: Tensor, eps: float, w: Tensor, bias: float = 0.0
-) -> tuple[Tensor, Tensor]:
-    _check_score(hidden, index, norm_weight, w)
-    score = index.new_empty(index.shape[0], dtype=torch.float32)
-    return score, torch.empty_like(score)
-
-
-def _fake_fused_pool(
-    hidden: Tensor,
-    cu_seqlens: Tensor,
-    norm_weight: Tensor | None = None,
-    eps: float = 1e-6,
-    mode: str = "last",
-    dim: int | None = None,
-    normalize: bool = True,
-) -> Tensor:
-    width = _check_pool(hidden, cu_seqlens, norm_weight, mode, dim)
-    return hidden.new_empty(cu_seqlens.shape[0] - 1, width)
-
-
-def _checked(fake: Callable[..., Any], reference: Callable[..., Any]) -> Callable[..., Any]:
-    """The twin behind the operator's checks, which are the fake's."""
+def _checked(new: Callable[..., Any], reference: Callable[..., Any]) -> Callable[..., Any]:
+    """The twin behind the operator's checks."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        fake(*args, **kwargs)
+        new(*args, **kwargs)
         return reference(*args, **kwargs)
 
     return run
@@ -403,33 +404,33 @@ def _checked(fake: Callable[..., Any], reference: Callable[..., Any]) -> Callabl
 
 _LIBRARY = torch.library.Library("pyrerank", "DEF")  # registered as long as it lives
 
-for _schema, _kernel, _fake, _reference in (
+for _schema, _kernel, _new, _reference in (
     (
         "last_token_gather(Tensor hidden, Tensor? cu_seqlens=None, *, Tensor? index=None)"
         " -> Tensor",
         _last_token_gather,
-        _fake_gather,
+        _new_gather,
         last_token_gather_reference,
     ),
     (
         "score_head(Tensor hidden, Tensor index, Tensor norm_weight, float eps, Tensor w,"
         " float bias=0.0) -> (Tensor score, Tensor logit)",
         _score_head,
-        _fake_score_head,
+        _new_score,
         score_head_reference,
     ),
     (
         "fused_pool(Tensor hidden, Tensor cu_seqlens, Tensor? norm_weight=None, float eps=1e-6,"
         ' str mode="last", int? dim=None, bool normalize=True) -> Tensor',
         _fused_pool,
-        _fake_fused_pool,
+        _new_pool,
         fused_pool_reference,
     ),
 ):
     _name = _schema.partition("(")[0]
-    _twin = _checked(_fake, _reference)
+    _twin = _checked(_new, _reference)
     _LIBRARY.define(_schema)
     _LIBRARY.impl(_name, _twin if _C is None else _kernel, "CPU")
     _LIBRARY.impl(_name, _twin if _C is None else _kernel, "PrivateUse1")
     _LIBRARY.impl(_name, _twin, "CUDA")
-    torch.library.register_fake(f"pyrerank::{_name}", _fake, lib=_LIBRARY)
+    torch.library.register_fake(f"pyrerank::{_name}", _new, lib=_LIBRARY)
