@@ -11,9 +11,9 @@ from typing import Any
 
 def report() -> str:
     """The report, one ``name: value`` a line.  Imports what it reports on, and survives it."""
-    lines = [f"{name}: {_version(name)}" for name in ("pyrerank", "torch", "torch_npu", "numpy")]
-    lines += [f"{name}: {_version(name)}" for name in ("tokenizers", "safetensors")]
-    lines.insert(1, f"python: {platform.python_version()} ({platform.platform()})")
+    packages = ("pyrerank", "torch", "torch_npu", "numpy", "tokenizers", "safetensors")
+    lines = [f"python: {platform.python_version()} ({platform.platform()})"]
+    lines += [f"{name}: {_version(name)}" for name in packages]
     missing: list[str] = []
     lines += _extension(missing) + _cann(missing) + _devices(missing)
     lines.append("missing for an NPU: " + ("; ".join(missing) or "nothing"))
@@ -31,8 +31,8 @@ def _extension(missing: list[str]) -> list[str]:
     try:
         from pyrerank import _C
     except ImportError as error:
-        missing.append("the extension pyrerank._C")
-        return [f"extension: does not load ({error}); reinstall pyrerank"]
+        missing.append("the extension pyrerank._C (install a C++17 compiler, reinstall pyrerank)")
+        return [f"extension: does not load ({error}); without it, plain torch runs instead"]
     info: dict[str, Any] = _C.build_info()
     if info["target"] != "npu":
         missing.append("kernels compiled by CANN (source set_env.sh, reinstall pyrerank)")

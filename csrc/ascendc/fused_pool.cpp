@@ -14,8 +14,8 @@
 // KiB, tile in float 32, pooled row 32, norm_weight 32, result 16, sums and factors 7: 151 KiB of
 // 183.75. With float32 the tile needs no second form and the pooled row is the result: 64 + 32 +
 // 32 + 7. Narrow rows have more tokens in a tile and so more sums, but less of everything else.
-// Limit: last and cls the launch; mean the vector unit (about six passes over a token) and memory
-// bandwidth alike.
+// Limit (estimated, never measured on an NPU): last and cls the launch; mean the vector unit (about
+// six passes over a token) and memory bandwidth alike.
 #include "kernel_operator.h"
 #include "rows.h"
 #include "tiling.h"

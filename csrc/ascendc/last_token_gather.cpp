@@ -4,9 +4,10 @@
 // Only the size of an element matters, so 2-byte and 4-byte integers stand for every dtype.
 // One core: a contiguous slice of the B rows, each through UB without vector work; rows of NaN
 // for ids out of range.
-// UB: a row is at most 32 KiB (8192 x 4 bytes), so it is never cut; four in flight hide the
-// latency of a copy, and a row of NaN makes five: 160 KiB of 183.75.
-// Limit: memory bandwidth, 2 * B * hidden elements; below some hundred rows the launch itself.
+// UB: a row is at most 32 KiB (8192 x 4 bytes), so it is never cut; four in flight are to
+// hide the latency of a copy, and a row of NaN makes five: 160 KiB of 183.75.
+// Limit (estimated, never measured on an NPU): memory bandwidth, 2 * B * hidden elements; below
+// some hundred rows the launch itself.
 #include "kernel_operator.h"
 #include "rows.h"
 #include "tiling.h"

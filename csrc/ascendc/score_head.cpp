@@ -10,8 +10,8 @@
 // group's results leave in one copy each.
 // UB: a row is at most 32 KiB, so it is never cut. At hidden = 8192: two rows in flight 64 KiB
 // (32 with 16 bits), g 32, scratch 64, running sums 8, group 10: 178 KiB of 183.75.
-// Limit: about six passes over a row in the vector unit against reading it once; in practice the
-// launch itself.
+// Limit (estimated, never measured on an NPU): the launch itself; next, about six passes over a row
+// in the vector unit against reading it once.
 #include "kernel_operator.h"
 #include "rows.h"
 #include "tiling.h"
