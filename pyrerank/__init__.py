@@ -5,14 +5,23 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pyrerank.checkpoint import CheckpointError
-    from pyrerank.engine import NonFiniteScore, Ranked, Reranker, Score, explain, rank, score
+    from pyrerank.engine import Ranked, Reranker, Score, explain, rank, score
+    from pyrerank.errors import (
+        CheckpointError,
+        DeviceError,
+        EngineClosed,
+        NonFiniteScore,
+        OutOfMemory,
+    )
     from pyrerank.inputs import Explanation
 
 __all__ = [
     "CheckpointError",
+    "DeviceError",
+    "EngineClosed",
     "Explanation",
     "NonFiniteScore",
+    "OutOfMemory",
     "Ranked",
     "Reranker",
     "Score",
@@ -28,5 +37,5 @@ def __getattr__(name: str) -> Any:
     # a torch that does not import
     if name not in __all__:
         raise AttributeError(f"module 'pyrerank' has no attribute {name!r}")
-    home = {"CheckpointError": "checkpoint", "Explanation": "inputs"}.get(name, "engine")
-    return getattr(import_module(f"pyrerank.{home}"), name)
+    errors = import_module("pyrerank.errors")
+    return getattr(errors if hasattr(errors, name) else import_module("pyrerank.engine"), name)

@@ -1,29 +1,53 @@
-"""Variable-length causal attention over packed sequences: the one place where devices differ."""
+"""Causal attention within each of several packed sequences: the one place where devices differ.
+
+An implementation takes query [T, heads, head_dim], key and value [T, kv_heads, head_dim] (heads a
+multiple of kv_heads) and the `Batch` that says where sequences end, scales by 1 / sqrt(head_dim),
+and returns [T, heads, head_dim] in the dtype of query.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import accumulate
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
+from pyrerank.batch import Batch
+
+Attend = Callable[[Tensor, Tensor, Tensor, Batch], Tensor]
+
+varlen_attn: Any = None
+with suppress(ImportError):  # before torch 2.10
+    from torch.nn.attention.varlen import varlen_attn
+
+# rows of `dense` at a time: its scores take heads x DENSE_ROWS x T numbers
+DENSE_ROWS = 256
 
 
-def attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: list[int]
-) -> torch.Tensor:
-    """Causal self-attention within each packed sequence, scaled by 1 / sqrt(head_dim).
+def choose(device: torch.device, dtype: torch.dtype, *, captured: bool) -> Attend:
+    """The implementation for a device and dtype.
 
-    Args:
-        query: [T, heads, head_dim].
-        key: [T, kv_heads, head_dim], heads a multiple of kv_heads.
-        value: like ``key``.
-        lengths: tokens of each sequence, adding up to T.
-
-    Returns:
-        [T, heads, head_dim] in the dtype of ``query``.
+    ``captured``: in a graph, whose lengths are other ones at each replay, so that only tensors (and
+    on an NPU the arguments that `NPUGraph.update` replaces) may tell where a sequence ends.
     """
+    half = dtype != torch.float32
+    if device.type == "npu" and half:
+        return FusedInfer(device)
+    if not captured:
+        return by_sequence
+    return varlen if half and varlen_attn is not None else dense
+
+
+def by_sequence(query: Tensor, key: Tensor, value: Tensor, batch: Batch) -> Tensor:
+    """One call a sequence, so a neighbour changes no bit of it."""
     out = torch.empty_like(query)
-    pieces = zip(*(x.split(lengths) for x in (out, query, key, value)), strict=True)
+    pieces = zip(*(x.split(batch.lengths) for x in (out, query, key, value)), strict=True)
     for o, q, k, v in pieces:
-        # (1, heads, tokens, head_dim); one call a sequence, so a neighbour changes no bit of it
+        # (1, heads, tokens, head_dim)
         q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
         o.copy_(
             F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)[0].transpose(
@@ -31,3 +55,74 @@ def attend(
             )
         )
     return out
+
+
+def dense(query: Tensor, key: Tensor, value: Tensor, batch: Batch) -> Tensor:
+    """Every token against every token, and a mask: for float32 in a graph, where no operator of
+    torch_npu takes lengths that change."""
+    tokens, heads, head_dim = query.shape
+    row = torch.arange(tokens, device=query.device, dtype=torch.int32)
+    sequence = torch.searchsorted(batch.cu_seqlens, row, right=True)
+    group = heads // key.shape[1]
+    # (kv_heads, 1, head_dim, T) and (kv_heads, 1, T, head_dim)
+    k = key.permute(1, 2, 0).unsqueeze(1)
+    v = value.transpose(0, 1).unsqueeze(1)
+    out = torch.empty_like(query)
+    for start in range(0, tokens, DENSE_ROWS):
+        rows = slice(start, start + DENSE_ROWS)
+        # (kv_heads, group, rows, head_dim)
+        q = query[rows].transpose(0, 1).unflatten(0, (-1, group)) * head_dim**-0.5
+        hidden = (sequence[rows, None] != sequence) | (row[rows, None] < row)
+        scores = (q @ k).masked_fill_(hidden, -torch.inf)
+        out[rows] = (scores.softmax(-1) @ v).flatten(0, 1).transpose(0, 1)
+    return out
+
+
+def varlen(query: Tensor, key: Tensor, value: Tensor, batch: Batch) -> Tensor:
+    """torch's variable-length flash attention; CUDA, 16 bit."""
+    ends = batch.cu_seqlens
+    longest = batch.tokens  # of any replay
+    out: Tensor = varlen_attn(
+        *(query, key, value, ends, ends, longest, longest), window_size=(-1, 0), enable_gqa=True
+    )
+    return out
+
+
+class FusedInfer:
+    """CANN's fused inference attention in TND layout; NPU, 16 bit.
+
+    What it asks for is documented with ``npu_fused_infer_attention_score_v2`` in op-plugin: head
+    sizes 128 and 192, and 64 without grouping; contiguous inputs; lengths as a cumulative list that
+    ends with T; for causal masking sparse mode 3 with the upper triangle of a 2048 x 2048 matrix,
+    whatever the lengths are.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._mask = torch.ones(2048, 2048, dtype=torch.bool).triu(1).to(device)
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, batch: Batch) -> Tensor:
+        heads, head_dim = query.shape[1:]
+        kv_heads = key.shape[1]
+        sizes = (64, 128, 192) if heads == kv_heads else (128, 192)
+        size = next((s for s in sizes if s >= head_dim), None)
+        if size is None:
+            raise ValueError(f"head_dim {head_dim}: attention on an NPU takes at most {sizes[-1]}")
+        inputs = (F.pad(x, (0, size - head_dim)).contiguous() for x in (query, key, value))
+        out: Tensor = torch.ops.npu.npu_fused_infer_attention_score_v2(
+            *inputs,
+            # by keyword: NPUGraph.update replaces nothing else
+            **self.lengths(batch.lengths),
+            atten_mask=self._mask,
+            num_query_heads=heads,
+            num_key_value_heads=kv_heads,
+            softmax_scale=head_dim**-0.5,
+            input_layout="TND",
+            sparse_mode=3,
+        )[0]
+        return out[..., :head_dim]
+
+    @staticmethod
+    def lengths(lengths: list[int]) -> dict[str, list[int]]:
+        """The arguments that change from batch to batch."""
+        ends = list(accumulate(lengths))
+        return {"actual_seq_qlen": ends, "actual_seq_kvlen": ends}

@@ -19,6 +19,8 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
+from pyrerank.errors import CheckpointError
+
 # architecture in config.json -> (prompt family, is the head one classifier vector?)
 ARCHITECTURES = {
     "Qwen3ForCausalLM": ("qwen3", False),
@@ -28,10 +30,6 @@ ARCHITECTURES = {
 }
 DECODER_PREFIX = {"qwen3": "model.", "qwen3-vl": "model.language_model."}
 VISION_PREFIX = "model.visual."
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is absent, damaged, or of a kind that pyrerank does not run."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +74,13 @@ class Checkpoint:
             raise CheckpointError(f"{file} is not a readable tokenizer: {error}") from error
 
     def decoder_weights(
-        self, shapes: Mapping[str, torch.Size], *, device: torch.device, dtype: torch.dtype
+        self, shapes: Mapping[str, torch.Size], *, dtype: torch.dtype
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """Yields (name, tensor) of the decoder, names without the checkpoint's prefix.
 
         ``shapes`` says what the decoder wants.  Missing, extra and misshapen tensors raise
         `CheckpointError` before any weight is read.  A tensor stored in ``dtype`` is handed out as
-        a view of the mapped file when ``device`` is the CPU; any other is converted one at a time.
+        a view of the mapped file; any other is converted, on the host, one at a time.
         """
         prefix = DECODER_PREFIX[self.family]
         head = {"lm_head.weight"} | ({"score.weight", "score.bias"} if self.classifier else set())
@@ -104,7 +102,7 @@ class Checkpoint:
         for file, names in self._by_file(wanted):
             with _open_tensors(file) as handle:
                 for name in names:
-                    yield name.removeprefix(prefix), handle.get_tensor(name).to(device, dtype)
+                    yield name.removeprefix(prefix), handle.get_tensor(name).to(dtype)
 
     def classifier_vector(self, yes: int, no: int) -> tuple[torch.Tensor, float]:
         """The vector w (float32 [hidden_size]) and bias with logit = norm(hidden) . w + bias.

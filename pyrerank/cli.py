@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from pyrerank import __version__
+from pyrerank.errors import DeviceError
 
 if TYPE_CHECKING:
     from pyrerank.engine import Reranker
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         # the reader has gone (`| head`); stdout goes nowhere, so that the last flush is silent
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, TypeError, ArithmeticError, OSError) as error:
+    except (ValueError, TypeError, ArithmeticError, OSError, DeviceError) as error:
         print(f"pyrerank: error: {error}", file=sys.stderr)
         return 2
 
@@ -74,7 +75,12 @@ def _parser() -> argparse.ArgumentParser:
     work.add_argument("--input", metavar="FILE", help="JSON lines to work through; - is stdin")
     work.add_argument("--output", metavar="FILE", help="a new file for the results of --input")
     work.add_argument("--resume", action="store_true", help="go on with an existing --output")
-    work.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")
+    work.add_argument("--device", help="cpu, npu[:N] or cuda[:N] (default: the best there is)")
+    work.add_argument(
+        "--graph",
+        action=argparse.BooleanOptionalAction,
+        help="capture passes as graphs and replay them (default: on an NPU)",
+    )
     work.add_argument("--dtype", help="float32 or bfloat16 (default: what suits the device)")
     work.add_argument(
         "--progress",
@@ -192,7 +198,13 @@ def _open_output(path: Path, resume: bool) -> BinaryIO:
 def _engine(args: argparse.Namespace) -> Reranker:
     from pyrerank.engine import Reranker
 
-    return Reranker(args.model, device=args.device, dtype=args.dtype, instruction=args.instruction)
+    return Reranker(
+        args.model,
+        device=args.device,
+        dtype=args.dtype,
+        instruction=args.instruction,
+        graph=args.graph,
+    )
 
 
 def _query(args: argparse.Namespace) -> str:

@@ -8,16 +8,30 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NoReturn
 
 import torch
 from tqdm import tqdm
 
 from pyrerank import ops
-from pyrerank.batch import pack, plan
-from pyrerank.checkpoint import Checkpoint, CheckpointError, open_checkpoint
+from pyrerank.attention import Attend, FusedInfer, choose
+from pyrerank.batch import Batch, pack, plan
+from pyrerank.checkpoint import Checkpoint, open_checkpoint
+from pyrerank.device import resolve, runtime, works
+from pyrerank.errors import (
+    CheckpointError,
+    DeviceError,
+    EngineClosed,
+    NonFiniteScore,
+    OutOfMemory,
+)
+from pyrerank.graph import CaptureError, Graphs
 from pyrerank.inputs import Explanation, Pair, Prompt, PromptEncoder, pair_up
 from pyrerank.model import Decoder
 from pyrerank.prompt import TEMPLATES
@@ -51,17 +65,14 @@ class Ranked:
     document: str
 
 
-class NonFiniteScore(ArithmeticError):
-    """The model gave NaN or infinity for a pair."""
-
-
 class Reranker:
     """A loaded reranker.
 
     Args:
         model: folder or hub name of a Qwen3-Reranker, a Qwen3-VL-Reranker (text inputs), or a
             one-label sequence-classification checkpoint made from one; see `open_checkpoint`.
-        device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; None takes cuda where there is one.
+        device: ``"cpu"``, ``"npu"``, ``"npu:1"``, ``"cuda"`` or ``"cuda:1"``; None takes an NPU
+            where there is one, else a CUDA device, else the CPU.  One engine a device.
         dtype: ``"float32"`` or ``"bfloat16"`` for weights and activations; None takes bfloat16,
             except on a CPU that does not multiply it natively.  Scores are float32 from the last
             hidden state on in either case.
@@ -69,9 +80,15 @@ class Reranker:
             the model was published with.
         token_budget: most tokens in one forward pass, which bounds the memory of activations; a
             single longer prompt still runs, alone.
+        graph: whether passes are captured as graphs and replayed, see `pyrerank.graph`; None does
+            so on an NPU.  A prompt longer than ``token_budget`` runs eagerly.
+
+    Attributes:
+        graphs: the captured passes with their counters; None where passes run eagerly.
 
     Raises:
         CheckpointError: the checkpoint cannot be found, read or run.
+        DeviceError: the device is not there, or its software; OutOfMemory: the weights do not fit.
         ValueError, TypeError: an argument outside what is described here.
     """
 
@@ -83,18 +100,34 @@ class Reranker:
         dtype: str | torch.dtype | None = None,
         instruction: str | None = None,
         token_budget: int = 8192,
+        graph: bool | None = None,
     ) -> None:
         if not isinstance(token_budget, int) or token_budget < 1:
             raise ValueError(f"token_budget must be a positive int, got {token_budget!r}")
-        self.device = _device(device)
+        self.device = resolve(device)
+        if graph and self.device.type == "cpu":
+            raise ValueError("graph=True needs a device with graphs: npu or cuda")
         self.dtype = _dtype(dtype, self.device)
         self.instruction = instruction
         self.token_budget = token_budget
         self.checkpoint = open_checkpoint(model)
         self._encoder = _encoder(self.checkpoint)
-        w, self._bias = self.checkpoint.classifier_vector(self._encoder.yes, self._encoder.no)
-        self._w = w.to(self.device)
-        self._decoder = Decoder.load(self.checkpoint, self.device, self.dtype)
+        self._lost: str | None = None
+        self.graphs: Graphs | None = None
+        with self._failures():
+            w, self._bias = self.checkpoint.classifier_vector(self._encoder.yes, self._encoder.no)
+            self._w = w.to(self.device)
+            self._decoder = Decoder.load(self.checkpoint, self.device, self.dtype)
+            self._attend = choose(self.device, self.dtype, captured=False)
+            if graph or (graph is None and self.device.type == "npu"):
+                self._start_graphs()
+
+    def _start_graphs(self) -> None:
+        attend = choose(self.device, self.dtype, captured=True)
+        updated = len(self._decoder.layers) if isinstance(attend, FusedInfer) else 0
+        self.graphs = Graphs(
+            lambda batch: self._compute(batch, attend), self.device, self.token_budget, updated
+        )
 
     def score(
         self,
@@ -192,22 +225,95 @@ class Reranker:
                 bar.update(len(prompts))
         return [results[pair] for pair in pairs]
 
+    def warmup(self) -> None:
+        """Captures the graph of every bucket now, instead of at its first use; without graphs,
+        does nothing.
+
+        Raises: `DeviceError`, as `score`.
+        """
+        with self._failures(), torch.inference_mode():
+            if self.graphs is not None:
+                try:
+                    self.graphs.warmup()
+                except CaptureError as error:
+                    self._give_up_graphs(error)
+
     @torch.inference_mode()
     def _forward(self, prompts: Sequence[Prompt]) -> list[Score]:
-        batch = pack(prompts, self.device)
-        norm = self._decoder.norm
-        scores, logits = ops.score_head(
-            self._decoder(batch),
-            batch.cu_seqlens[1:] - 1,
-            norm.weight,
-            norm.eps,
-            self._w,
-            self._bias,
-        )
+        batch = pack(prompts)
+        with self._failures():
+            out = self._replay(batch)
+            if out is None:
+                out = self._compute(batch.to(self.device), self._attend)
+            # a copy that never happened leaves no score either
+            scores, logits = torch.full(out.shape, torch.nan).copy_(out).tolist()
+        if math.isnan(sum(logits)) and self.device.type != "cpu" and not works(self.device):
+            self._close("the device dropped work")
         return [
             Score(score, logit, len(prompt.ids), prompt.truncated)
-            for prompt, score, logit in zip(prompts, scores.tolist(), logits.tolist(), strict=True)
+            for prompt, score, logit in zip(prompts, scores, logits, strict=True)
         ]
+
+    def _compute(self, batch: Batch, attend: Attend) -> torch.Tensor:
+        """Score and logit of each sequence, float32 [2, B] on the device."""
+        norm = self._decoder.norm
+        hidden = self._decoder(batch, attend)
+        last = batch.cu_seqlens[1:] - 1
+        return torch.stack(ops.score_head(hidden, last, norm.weight, norm.eps, self._w, self._bias))
+
+    def _replay(self, batch: Batch) -> torch.Tensor | None:
+        """The results of `_compute` from a graph; None where there is none."""
+        if self.graphs is None:
+            return None
+        try:
+            return self.graphs.run(batch)
+        except CaptureError as error:
+            self._give_up_graphs(error)
+            return None
+
+    def _give_up_graphs(self, error: CaptureError) -> None:
+        traceback.clear_frames(error.__traceback__)
+        self.graphs = None
+        if not (error.ended and works(self.device)):
+            self._close(f"a capture failed and did not end: {error}")
+        warnings.warn(
+            f"pyrerank: a forward pass could not be captured, so this engine runs eagerly from "
+            f"here on, with the same scores ({error}). Free memory or streams on {self.device}, "
+            f"or lower token_budget, which is {self.token_budget}, for fewer and smaller graphs; "
+            "graph=False does without.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Around all that a device does: names its failures, and decides what they leave behind."""
+        if self._lost is not None:
+            raise EngineClosed(self._lost)
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            traceback.clear_frames(error.__traceback__)  # they hold tensors
+            runtime(self.device).empty_cache()
+            raise OutOfMemory(
+                f"{self.device} has too little free memory: {error}. Lower token_budget, which is "
+                f"{self.token_budget}, or free memory; the engine can be used again"
+            ) from error
+        except RuntimeError as error:
+            if self.device.type == "cpu" or isinstance(error, DeviceError):
+                raise
+            traceback.clear_frames(error.__traceback__)
+            if not works(self.device):
+                self._close(str(error))
+            raise DeviceError(f"{self.device} failed: {error}; it can be used again") from error
+
+    def _close(self, reason: str) -> NoReturn:
+        self._lost = (
+            f"{self.device} or its runtime in this process is lost ({reason}); no engine in this "
+            "process can use it any more: start a new process"
+        )
+        self.graphs = None
+        raise EngineClosed(self._lost)
 
     def _diagnosis(self, index: int, logit: float) -> str:
         bad = self.checkpoint.not_finite()
@@ -282,23 +388,6 @@ def _loaded(
 def _key(model: str | os.PathLike[str]) -> str:
     """A folder by its absolute path, which still means the same when the process has moved."""
     return os.path.abspath(model) if os.path.isdir(model) else os.fspath(model)
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except (RuntimeError, TypeError):
-        chosen = None
-    if chosen is None or chosen.type not in ("cpu", "cuda"):
-        raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:N', got {device!r}")
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device {device!r} is not there: torch {torch.__version__} finds "
-            f"{torch.cuda.device_count()} CUDA devices"
-        )
-    return chosen
 
 
 def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:

@@ -24,8 +24,8 @@ def test_plan_covers_every_prompt_once_under_the_budget(prompts, budget):
 
 @given(st.lists(prompts, min_size=1, max_size=9))
 def test_pack_keeps_every_prompt(prompts):
-    batch = pack(prompts, torch.device("cpu"))
-    assert batch.ids.dtype == torch.int64 and batch.cu_seqlens.dtype == torch.int32
+    batch = pack(prompts)
+    assert batch.data.dtype == torch.int32 and batch.tokens == len(batch.ids)
     bounds = batch.cu_seqlens.tolist()
     assert bounds[0] == 0 and bounds[-1] == len(batch.ids) == len(batch.positions)
     for i, prompt in enumerate(prompts):

@@ -72,7 +72,7 @@ class TestLoading:
         (model / "config.json").write_text(json.dumps(text | {"rope_theta": base}))
         assert open_checkpoint(model).config.rope_theta == base
 
-    def test_weights_are_mapped_not_copied(self, tmp_path):
+    def test_weights_that_are_not_merged_are_mapped(self, tmp_path):
         write_random(tmp_path, "qwen3-reranker", tied=True, seed=1, dtype=torch.bfloat16)
         decoder = Decoder.load(open_checkpoint(tmp_path), torch.device("cpu"), torch.bfloat16)
         ranges = [
@@ -81,16 +81,8 @@ class TestLoading:
             if line.endswith(str(tmp_path / "model.safetensors"))
         ]
         for name, weight in decoder.named_parameters():
-            assert any(start <= weight.data_ptr() < end for start, end in ranges), name
-
-    def test_a_causal_decoder_has_the_shapes_of_transformers(self, original):
-        from transformers import AutoModel
-
-        theirs = AutoModel.from_pretrained(original).state_dict()
-        ours = Decoder.load(open_checkpoint(original), torch.device("cpu"), torch.float32)
-        assert {n: w.shape for n, w in ours.state_dict().items()} == {
-            n: w.shape for n, w in theirs.items()
-        }
+            mapped = any(start <= weight.data_ptr() < end for start, end in ranges)
+            assert mapped != ("qkv_proj" in name or "gate_up_proj" in name), name
 
 
 class TestNames:

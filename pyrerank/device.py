@@ -1,0 +1,88 @@
+"""Devices: which one to run on, and whether it still works."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
+
+import torch
+
+from pyrerank.errors import DeviceError
+
+
+def resolve(device: str | torch.device | None) -> torch.device:
+    """The device to run on, with its index.
+
+    Args:
+        device: ``"cpu"``, ``"npu"``, ``"npu:1"``, ``"cuda"``, ``"cuda:1"``; None takes an NPU
+            where there is one, else a CUDA device, else the CPU.
+
+    Raises:
+        ValueError: anything else.
+        DeviceError: no such device here, or no torch_npu that fits this torch.
+    """
+    if device is None:
+        if _installed("torch_npu") and _torch_npu().device_count():
+            return torch.device("npu", 0)
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    kind, _, index = str(device).partition(":")
+    if kind not in ("cpu", "npu", "cuda") or not (index.isdecimal() or str(device) == kind):
+        raise ValueError(
+            f"device must be 'cpu', 'npu', 'npu:N', 'cuda' or 'cuda:N', got {str(device)!r}"
+        )
+    if kind == "cpu":
+        return torch.device("cpu")
+    count = (_torch_npu() if kind == "npu" else torch.cuda).device_count()
+    if int(index or 0) >= count:
+        hint = "npu-smi info" if kind == "npu" else "nvidia-smi"
+        raise DeviceError(
+            f"device {str(device)!r} is not there: torch finds {count} {kind} devices; see what "
+            f"`{hint}` lists, and ASCEND_RT_VISIBLE_DEVICES or CUDA_VISIBLE_DEVICES"
+        )
+    return torch.device(kind, int(index or 0))
+
+
+def runtime(device: torch.device) -> ModuleType:
+    """``torch.npu`` or ``torch.cuda``: streams, graphs and memory of an accelerator."""
+    module: ModuleType = getattr(torch, device.type)
+    return module
+
+
+def works(device: torch.device) -> bool:
+    """Whether the device still computes: after a failure, what tells a lost one from a usable one.
+
+    torch_npu drops work without a word once a launch has failed, so a value must come back.
+    """
+    try:
+        answer = torch.full((2,), -1.0)
+        answer.copy_(torch.arange(2.0).to(device) + 41)
+        return answer.tolist() == [41.0, 42.0]
+    except RuntimeError:
+        return False
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _torch_npu() -> ModuleType:
+    """Imports torch_npu, which registers ``torch.npu``, and returns that."""
+    release = torch.__version__.split("+")[0]
+    found = _installed("torch_npu")
+    advice = f"pip install torch_npu=={release}, the release made for torch {release}"
+    if found is None:
+        raise DeviceError(f"device npu needs torch_npu, which is not installed: {advice}")
+    if found.split(".")[:2] != release.split(".")[:2]:
+        raise DeviceError(f"torch_npu {found} does not fit torch {torch.__version__}: {advice}")
+    try:
+        importlib.import_module("torch_npu")
+    except Exception as error:  # whatever its import runs into
+        raise DeviceError(
+            f"torch_npu {found} does not import ({error}); it needs CANN: "
+            "source /usr/local/Ascend/ascend-toolkit/set_env.sh, then see `pyrerank info`"
+        ) from error
+    return runtime(torch.device("npu"))

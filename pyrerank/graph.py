@@ -1,0 +1,179 @@
+"""Whole-forward graphs: a pass is captured once a bucket, and replayed with other inputs.
+
+A bucket is a number of packed tokens T and a number of sequences S.  A batch is padded to the
+smallest bucket that holds it: the spare rows are one more sequence, which no result looks at.
+Inputs are copied into static buffers; lengths, which attention on an NPU takes from the host, are
+replaced in the captured graph by ``NPUGraph.update``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pyrerank.attention import FusedInfer
+from pyrerank.batch import Batch, pad
+from pyrerank.device import runtime
+
+# Tokens of the buckets grow by a quarter of a power of two: 128, 160, 192, 224, 256, 320, ...
+# Of a bucket's rows at most a fifth is padding, but for a batch of less than 128 tokens.
+SMALLEST = 128
+STEPS = 4
+# A reranker's template alone takes more tokens than this, so S = T / 32 never is too few.
+TOKENS_PER_SEQUENCE = 32
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Room for ``tokens`` rows in ``sequences`` prompts."""
+
+    tokens: int
+    sequences: int
+
+
+class CaptureError(RuntimeError):
+    """A pass that could not be captured.
+
+    Attributes:
+        ended: whether the stream has stopped capturing; else it is of no more use.
+    """
+
+    def __init__(self, message: str, ended: bool) -> None:
+        super().__init__(message)
+        self.ended = ended
+
+
+def buckets(token_budget: int) -> list[Bucket]:
+    """All buckets for passes of at most ``token_budget`` tokens, smallest first."""
+    sizes = [SMALLEST]
+    while sizes[-1] < token_budget:
+        power = 1 << (sizes[-1].bit_length() - 1)
+        sizes.append(sizes[-1] + power // STEPS)
+    return [Bucket(size, size // TOKENS_PER_SEQUENCE) for size in sizes]
+
+
+class Graphs:
+    """The captured passes of one engine.
+
+    Args:
+        forward: from a batch on the device to its results, float32 [2, sequences].
+        device: an NPU or a CUDA device.
+        token_budget: most tokens of a pass; bounds the number of buckets.
+        updated: attention operators whose lengths are updated on the host, in a pass.
+
+    Attributes:
+        captures: passes captured so far.
+        replays: passes replayed so far.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[[Batch], torch.Tensor],
+        device: torch.device,
+        token_budget: int,
+        updated: int,
+    ) -> None:
+        self.captures = self.replays = 0
+        self.buckets = buckets(token_budget)
+        self._forward = forward
+        self._device = device
+        self._updated = updated
+        self._module = runtime(device)
+        self._graphs: dict[Bucket, tuple[Any, torch.Tensor]] = {}
+        largest = self.buckets[-1]
+        with self._module.device(device):
+            size = 2 * largest.tokens + largest.sequences + 2
+            self._inputs = torch.zeros(size, dtype=torch.int32, device=device)
+            self._pool = self._module.graph_pool_handle()
+            self._stream = self._module.Stream()
+            self._update_stream = self._module.Stream()
+
+    def bucket(self, batch: Batch) -> Bucket | None:
+        """The smallest bucket that holds the batch, or None."""
+        for bucket in self.buckets:
+            if bucket.tokens >= batch.tokens and bucket.sequences >= len(batch.lengths):
+                return bucket
+        return None
+
+    def warmup(self) -> None:
+        """Captures every bucket, the largest first, so that the others fit in its memory."""
+        for bucket in reversed(self.buckets):
+            self._captured(bucket)
+
+    def run(self, batch: Batch) -> torch.Tensor | None:
+        """Replays the pass for a batch on the host; None if no bucket holds it.
+
+        Returns:
+            float32 [2, B] on the device, valid until the next call.
+
+        Raises:
+            CaptureError: the bucket's first use, and it could not be captured.
+        """
+        bucket = self.bucket(batch)
+        if bucket is None:
+            return None
+        graph, out = self._captured(bucket)
+        padded = pad(batch, bucket.tokens, bucket.sequences)
+        # what a replay that never ran would leave is no score
+        out.fill_(torch.nan)
+        self._inputs[: len(padded.data)].copy_(padded.data.pin_memory(), non_blocking=True)
+        if self._updated:
+            # exactly once a replay, which waits for it
+            graph.update(cpu_update_input=[FusedInfer.lengths(padded.lengths)])
+        graph.replay()
+        self.replays += 1
+        return out[:, : len(batch.lengths)]
+
+    def _captured(self, bucket: Bucket) -> tuple[Any, torch.Tensor]:
+        if bucket not in self._graphs:
+            with self._module.device(self._device):
+                self._graphs[bucket] = self._capture(bucket)
+            self.captures += 1
+        return self._graphs[bucket]
+
+    def _capture(self, bucket: Bucket) -> tuple[Any, torch.Tensor]:
+        nothing = Batch(torch.zeros(1, dtype=torch.int32), [])
+        host = pad(nothing, bucket.tokens, bucket.sequences)
+        static = Batch(self._inputs[: len(host.data)], host.lengths)
+        try:
+            static.data.copy_(host.data)
+            if not self._graphs:
+                self._forward(static)  # what operators set up at their first use, no graph may hold
+            self._module.synchronize()
+            graph, out = self._record(static)
+        except RuntimeError as error:
+            # what went wrong first says more than that the capture could not end
+            cause = error.__context__ or error
+            with self._module.stream(self._stream):
+                ended = not self._module.is_current_stream_capturing()
+            raise CaptureError(f"bucket of {bucket.tokens} tokens: {cause}", ended) from error
+        return graph, out
+
+    def _record(self, static: Batch) -> tuple[Any, torch.Tensor]:
+        dispatch: Any = nullcontext()
+        if self._device.type == "npu":
+            graph = self._module.NPUGraph()
+            graph.auto_dispatch_capture = bool(self._updated)
+            if self._updated:
+                dispatch = graph.graph_dispatch_mode
+                dispatch.update_stream = self._update_stream  # torch_npu's own is of another device
+        else:
+            graph = self._module.CUDAGraph()
+        # not `torch.npu.graph`: when ending a capture fails, that leaves its stream and its
+        # dispatch mode behind
+        with self._module.stream(self._stream), dispatch:
+            graph.capture_begin(pool=self._pool)
+            try:
+                out = self._forward(static)
+            finally:
+                graph.capture_end()
+        if self._updated and len(dispatch.graph_dispatch_records) != self._updated:
+            raise RuntimeError(
+                f"torch_npu can update {len(dispatch.graph_dispatch_records)} of "
+                f"{self._updated} attention calls; this torch_npu is too old for graphs"
+            )
+        return graph, out

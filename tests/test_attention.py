@@ -1,0 +1,63 @@
+"""Attention over packed sequences, on the CPU, against attention over each sequence in float64."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyrerank.attention import by_sequence, dense
+from pyrerank.batch import Batch, pack, pad
+from pyrerank.inputs import Prompt
+
+lengths = st.lists(st.integers(1, 40), min_size=1, max_size=6)
+heads = st.sampled_from([(1, 1), (4, 2), (6, 2), (8, 1)])
+
+
+def reference(q, k, v, lengths):
+    """Softmax of the causal scores, sequence by sequence and head by head."""
+    out = torch.empty_like(q, dtype=torch.float64)
+    q, k, v = q.double(), k.double(), v.double()
+    start = 0
+    for length in lengths:
+        rows = slice(start, start + length)
+        for head in range(q.shape[1]):
+            kv = head // (q.shape[1] // k.shape[1])
+            scores = q[rows, head] @ k[rows, kv].T / q.shape[2] ** 0.5
+            hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
+            out[rows, head] = scores.masked_fill(hidden, -torch.inf).softmax(-1) @ v[rows, kv]
+        start += length
+    return out
+
+
+def packed(lengths: list[int], heads: int, kv_heads: int) -> tuple[torch.Tensor, ...]:
+    tokens = sum(lengths)
+    return tuple(torch.randn(tokens, n, 16) for n in (heads, kv_heads, kv_heads))
+
+
+@pytest.mark.parametrize("attend", [by_sequence, dense])
+@settings(max_examples=30)
+@given(lengths=lengths, heads=heads)
+def test_every_sequence_sees_itself_and_the_past(attend, lengths, heads):
+    q, k, v = packed(lengths, *heads)
+    batch = pack([Prompt([0] * length, 0) for length in lengths])
+    got = attend(q, k, v, batch)
+    assert got.shape == q.shape
+    torch.testing.assert_close(got.double(), reference(q, k, v, lengths), atol=2e-6, rtol=0)
+
+
+@given(lengths=lengths, empty=st.integers(0, 3), spare=st.integers(0, 20))
+def test_dense_reads_ends_from_the_tensor_and_takes_empty_sequences(lengths, empty, spare):
+    batch = pack([Prompt([0] * length, 0) for length in lengths])
+    padded = pad(batch, batch.tokens + spare, len(lengths) + empty)
+    unknown = Batch(padded.data, [0] * len(padded.lengths))  # lengths of some other batch
+    q, k, v = packed([*lengths, spare], 4, 2)
+    got = dense(q, k, v, unknown)
+    want = reference(q, k, v, [*lengths, spare])
+    torch.testing.assert_close(got.double(), want, atol=2e-6, rtol=0)
+
+
+def test_dense_takes_blocks_of_rows(monkeypatch):
+    monkeypatch.setattr("pyrerank.attention.DENSE_ROWS", 7)
+    q, k, v = packed([5, 11, 20], 4, 2)
+    got = dense(q, k, v, pack([Prompt([0] * n, 0) for n in (5, 11, 20)]))
+    torch.testing.assert_close(got.double(), reference(q, k, v, [5, 11, 20]), atol=2e-6, rtol=0)
