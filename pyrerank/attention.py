@@ -107,9 +107,12 @@ class FusedInfer:
         size = next((s for s in sizes if s >= head_dim), None)
         if size is None:
             raise ValueError(f"head_dim {head_dim}: attention on an NPU takes at most {sizes[-1]}")
-        inputs = (F.pad(x, (0, size - head_dim)).contiguous() for x in (query, key, value))
+        if size != head_dim:
+            query, key, value = (F.pad(x, (0, size - head_dim)) for x in (query, key, value))
         out: Tensor = torch.ops.npu.npu_fused_infer_attention_score_v2(
-            *inputs,
+            query.contiguous(),
+            key.contiguous(),
+            value.contiguous(),
             # by keyword: NPUGraph.update replaces nothing else
             **self.lengths(batch.lengths),
             atten_mask=self._mask,

@@ -275,7 +275,7 @@ class Reranker:
         traceback.clear_frames(error.__traceback__)
         self.graphs = None
         if not (error.ended and works(self.device)):
-            self._close(f"a capture failed and did not end: {error}")
+            self._close(f"a capture failed and left it unusable: {error}")
         warnings.warn(
             f"pyrerank: a forward pass could not be captured, so this engine runs eagerly from "
             f"here on, with the same scores ({error}). Free memory or streams on {self.device}, "

@@ -59,6 +59,7 @@ def write_random(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     shards: int = 1,
+    **shape: int,
 ) -> None:
     """Writes a checkpoint whose scores spread over about 0.05 to 0.95.
 
@@ -69,9 +70,10 @@ def write_random(
         dtype: of the stored weights.
         seed: of the weights.
         shards: number of files that hold them.
+        shape: sizes of the decoder other than those of ``DECODER``.
     """
     torch.manual_seed(seed)
-    model = _build(family, tied)
+    model = _build(family, tied, DECODER | shape)
     _randomise(model)
     qwen_vocab.write(folder)
     _spread_scores(model, family, Tokenizer.from_file(str(folder / "tokenizer.json")))
@@ -84,16 +86,16 @@ def write_random(
         _split(folder, shards)
 
 
-def _build(family: str, tied: bool) -> Any:
+def _build(family: str, tied: bool, decoder: dict[str, Any]) -> Any:
     ids: dict[str, Any] = {"bos_token_id": 151643, "eos_token_id": 151645}
     if family == "qwen3-vl-reranker":
         rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [6, 5, 5],
                 "mrope_interleaved": True}  # fmt: skip
-        text = DECODER | ids | {"rope_parameters": rope, "tie_word_embeddings": tied}
+        text = decoder | ids | {"rope_parameters": rope, "tie_word_embeddings": tied}
         return Qwen3VLForConditionalGeneration(
             Qwen3VLConfig(text_config=text, vision_config=VISION, tie_word_embeddings=tied)
         )
-    text = DECODER | ids | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
+    text = decoder | ids | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
     if family == "qwen3-reranker":
         return Qwen3ForCausalLM(Qwen3Config(**text, tie_word_embeddings=tied))
     if family == "qwen3-sequence-classification":

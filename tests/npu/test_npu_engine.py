@@ -1,0 +1,183 @@
+"""The engine on an NPU against the engine on the CPU: eagerly, and replaying graphs."""
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import write_random
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyrerank import DeviceError, Reranker
+from pyrerank.batch import pack
+from pyrerank.graph import buckets
+
+# |score - float32 on the CPU|: the bounds that the CPU engine has against transformers
+TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
+BATCH_TOLERANCE = {"float32": 1e-6, "bfloat16": 1e-2}
+
+QUERY = "What is the capital of China? 中国的首都是哪里？"
+DOCUMENTS = [
+    "Beijing is the capital of China.",
+    "Gravity is a force that attracts two bodies towards each other. It gives weight to objects.",
+    "北京是中华人民共和国的首都，全国政治、文化中心。",
+    "🎉🏮👩‍👩‍👧‍👦 flags: 🇨🇳🇫🇷",
+    "",
+    "a",
+    "def f(x):\n\treturn x ** 2  # code\n" * 4,
+]
+POOL = [f"{i}. {DOCUMENTS[i % len(DOCUMENTS)] * (1 + i % 3)}" for i in range(24)]
+
+# head sizes of attention: the operator takes 128 and, without groups, 64; it pads 32
+KINDS = {
+    "qwen3": ("qwen3-reranker", {}),
+    "qwen3-vl": ("qwen3-vl-reranker", {}),
+    "classifier": ("qwen3-sequence-classification", {}),
+    "heads of 128": ("qwen3-reranker", {"head_dim": 128}),
+    "heads of 64": ("qwen3-reranker", {"head_dim": 64, "num_key_value_heads": 4}),
+    "groups of 64": ("qwen3-reranker", {"head_dim": 64}),
+}
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    @cache
+    def write(kind: str) -> Path:
+        folder = tmp_path_factory.mktemp("checkpoint")
+        family, shape = KINDS[kind]
+        write_random(folder, family, tied=True, dtype=torch.bfloat16, seed=len(kind), **shape)
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def on_cpu(checkpoint):
+    """Scores of the CPU engine in float32."""
+    engines = cache(lambda kind: Reranker(checkpoint(kind), device="cpu", dtype="float32"))
+    return lambda kind, documents: engines(kind).score(QUERY, documents)
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_are_those_of_the_cpu(checkpoint, on_cpu, kind, dtype, graph):
+    want = torch.tensor(on_cpu(kind, DOCUMENTS))
+    engine = Reranker(checkpoint(kind), device="npu", dtype=dtype, graph=graph)
+    got = torch.tensor(engine.score(QUERY, DOCUMENTS))
+    assert (got - want).abs().max() <= TOLERANCE[dtype]
+    assert want.max() - want.min() > 0.1  # the checkpoint can show a difference
+    clear = (want[:, None] - want) > TOLERANCE[dtype] * 2
+    assert ((got[:, None] - got) > 0)[clear].all()
+    if not graph:
+        assert engine.graphs is None
+    else:
+        assert (engine.graphs.captures, engine.graphs.replays) == (1, 1)
+
+
+def test_the_defaults_are_an_npu_bfloat16_and_graphs(checkpoint, on_cpu):
+    engine = Reranker(checkpoint("qwen3"))
+    assert (engine.device, engine.dtype) == (torch.device("npu", 0), torch.bfloat16)
+    got = engine.score(QUERY, DOCUMENTS)
+    assert got == pytest.approx(on_cpu("qwen3", DOCUMENTS), abs=TOLERANCE["bfloat16"])
+    assert engine.graphs.replays == 1
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE), scope="class")
+class TestOneSetOfGraphs:
+    """Batches of any shape through the graphs of one engine."""
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def engine(checkpoint, dtype) -> Reranker:
+        return Reranker(checkpoint("qwen3"), device="npu", dtype=dtype, token_budget=448)
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def eager(checkpoint, dtype) -> dict[str, float]:
+        engine = Reranker(checkpoint("qwen3"), device="npu", dtype=dtype, graph=False)
+        return {document: engine.score(QUERY, [document])[0] for document in POOL}
+
+    @settings(max_examples=8)
+    @given(documents=st.lists(st.sampled_from(POOL), min_size=1, max_size=12, unique=True))
+    def test_in_any_batch_as_alone_and_eager(self, engine, eager, dtype, documents):
+        replays, captures = engine.graphs.replays, engine.graphs.captures
+        scores = engine.score(QUERY, documents)
+        assert scores == pytest.approx([eager[d] for d in documents], abs=BATCH_TOLERANCE[dtype])
+        assert engine.graphs.replays > replays
+        assert captures <= engine.graphs.captures <= len(engine.graphs.buckets)
+
+    def test_a_bucket_is_captured_once(self, engine, eager, dtype):
+        engine.warmup()
+        assert engine.graphs.captures == len(buckets(448)) == 8
+        replays = engine.graphs.replays
+        for documents in (POOL[:2], POOL[2:4], POOL[:1], POOL[3:6]):
+            got = engine.score(QUERY, documents)
+            want = [eager[d] for d in documents]
+            assert got == pytest.approx(want, abs=BATCH_TOLERANCE[dtype])
+        assert (engine.graphs.captures, engine.graphs.replays) == (8, replays + 4)
+
+    def test_a_batch_beyond_the_largest_bucket_runs_eagerly(self, engine, on_cpu, dtype):
+        document = "The rain in Spain. " * 120
+        replays = engine.graphs.replays
+        [result] = engine.details(QUERY, [document])
+        assert result.tokens > 448 and engine.graphs.replays == replays
+        assert result.score == pytest.approx(on_cpu("qwen3", [document])[0], abs=TOLERANCE[dtype])
+
+
+def test_a_full_bucket_has_no_padding(checkpoint, on_cpu):
+    engine = Reranker(checkpoint("qwen3"), device="npu", dtype="bfloat16", token_budget=256)
+    document = next(
+        text
+        for text in ("word " * n for n in range(200))
+        if engine.details(QUERY, [text])[0].tokens == 256
+    )
+    assert engine.score(QUERY, [document]) == pytest.approx(
+        on_cpu("qwen3", [document]), abs=TOLERANCE["bfloat16"]
+    )
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
+def test_engines_on_two_devices_take_turns(checkpoint, on_cpu, graph):
+    if torch.npu.device_count() < 2:
+        pytest.skip("needs two NPUs")
+    engines = [
+        Reranker(checkpoint("qwen3"), device=device, graph=graph) for device in ("npu", "npu:1")
+    ]
+    assert [str(engine.device) for engine in engines] == ["npu:0", "npu:1"]
+    for documents in (DOCUMENTS, POOL, DOCUMENTS[:2]):
+        want = on_cpu("qwen3", documents)
+        for engine in engines:
+            got = engine.score(QUERY, documents)
+            assert got == pytest.approx(want, abs=TOLERANCE["bfloat16"])
+
+
+def test_a_device_that_is_not_there(checkpoint):
+    with pytest.raises(DeviceError, match=r"'npu:63' is not there: torch finds \d+ npu devices"):
+        Reranker(checkpoint("qwen3"), device="npu:63")
+
+
+@pytest.mark.parametrize("layers", [1, 4])
+@pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
+def test_the_host_waits_once_a_batch(sim, tmp_path, graph, layers):
+    """One copy there, one back, one wait, however many layers; a replay allocates nothing."""
+    write_random(tmp_path, "qwen3-reranker", tied=True, num_hidden_layers=layers)
+    engine = Reranker(tmp_path, device="npu", dtype="bfloat16", graph=graph)
+    engine.score(QUERY, DOCUMENTS)
+    before = sim.stats()
+    engine.score(QUERY, DOCUMENTS[::-1])
+    after = sim.stats()
+    change = {name: after[name] - before[name] for name in after}
+    prompts = engine._encoder.encode([engine.pair("", QUERY, d) for d in DOCUMENTS])
+    tokens = pack(prompts).tokens
+    assert change["syncs"] == 2  # torch_npu's blocking copy: the stream, then the copy itself
+    assert change["d2h"] == 8 * len(DOCUMENTS)
+    assert change["replays"] == graph
+    assert change["updates"] == graph * layers
+    assert change["mallocs"] == 0
+    if graph:
+        bucket = engine.graphs.bucket(pack(prompts))
+        assert change["h2d"] == 4 * (2 * bucket.tokens + bucket.sequences + 2)
+    else:
+        assert change["h2d"] == 4 * (2 * tokens + len(DOCUMENTS) + 1)
