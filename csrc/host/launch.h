@@ -1,8 +1,10 @@
-// Where CANN and the simulator differ: how a kernel is named, launched and counted. Nothing else in
-// csrc/host knows which of the two it is built for (PYRERANK_NPU=1: CANN).
+// Where CANN and the simulator differ: how a kernel is launched and counted, and how many cores a
+// device has. Besides kernels.h, nothing else in csrc/host knows which of the two it is built for
+// (PYRERANK_NPU=1: CANN).
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -10,10 +12,10 @@
 #include <string>
 #include <utility>
 
-#if PYRERANK_NPU
-#include <acl/acl.h>
+#include "kernels.h"
 
-#include "../ascendc/tiling.h"  // the generated headers name its structs
+#if PYRERANK_NPU
+#if !PYRERANK_ASC  // what CANN 8 generated must agree with kernels.h
 #include "aclrtlaunch_fused_pool_bfloat16.h"
 #include "aclrtlaunch_fused_pool_float16.h"
 #include "aclrtlaunch_fused_pool_float32.h"
@@ -22,31 +24,13 @@
 #include "aclrtlaunch_score_head_bfloat16.h"
 #include "aclrtlaunch_score_head_float16.h"
 #include "aclrtlaunch_score_head_float32.h"
-#define PYRERANK_KERNEL(name) ACLRT_LAUNCH_KERNEL(name)
+#endif
 #else
 #include <dlfcn.h>
 
 #include <cstdio>
-#include <memory>
 
-#include "../ascendc/tiling.h"
 #include "../sim/sim.h"
-#define PYRERANK_KERNEL(name) name
-
-extern "C" {
-using Gm = uint8_t*;
-void last_token_gather_16bit(Gm hidden, Gm ids, Gm out, LastTokenGatherTiling tiling);
-void last_token_gather_32bit(Gm hidden, Gm ids, Gm out, LastTokenGatherTiling tiling);
-void score_head_bfloat16(Gm hidden, Gm index, Gm norm_weight, Gm w, Gm score, Gm logit,
-                         ScoreHeadTiling tiling);
-void score_head_float16(Gm hidden, Gm index, Gm norm_weight, Gm w, Gm score, Gm logit,
-                        ScoreHeadTiling tiling);
-void score_head_float32(Gm hidden, Gm index, Gm norm_weight, Gm w, Gm score, Gm logit,
-                        ScoreHeadTiling tiling);
-void fused_pool_bfloat16(Gm hidden, Gm cu_seqlens, Gm norm_weight, Gm out, FusedPoolTiling tiling);
-void fused_pool_float16(Gm hidden, Gm cu_seqlens, Gm norm_weight, Gm out, FusedPoolTiling tiling);
-void fused_pool_float32(Gm hidden, Gm cu_seqlens, Gm norm_weight, Gm out, FusedPoolTiling tiling);
-}
 #endif
 
 namespace pyrerank
@@ -65,37 +49,59 @@ struct Target {
     uint64_t stream;  // a stream handle of torch_npu, or 0
 };
 
+[[noreturn]] inline void Fail(const std::string& what, int64_t status, const char* reason = nullptr)
+{
+    const std::string text = what + " failed with " + std::to_string(status);
+    throw std::runtime_error(reason == nullptr ? text : text + ": " + reason);
+}
+
+// The vector cores of the calling thread's device. A device is asked once, by `ask(device)`.
+template <class GetDevice, class Ask>
+int64_t DeviceCores(GetDevice get_device, Ask ask)
+{
+    static std::array<std::atomic<int64_t>, 64> known{};  // 0: not asked yet
+    int32_t device = -1;
+    if (const int status = get_device(&device)) Fail("aclrtGetDevice", status);
+    std::atomic<int64_t>& cores = known.at(static_cast<size_t>(device));
+    if (cores == 0) cores = ask(static_cast<uint32_t>(device));
+    return cores;
+}
+
+constexpr int kVectorCores = 1;  // of aclDeviceInfo
+
 #if PYRERANK_NPU
 
 constexpr const char* kTarget = "npu";
 constexpr bool kStrict = false;
+static_assert(kVectorCores == ACL_DEVICE_INFO_VECTOR_CORE_NUM, "the enumeration changed");
 
-// Vector cores of the current device.
 inline int64_t Cores(const Target&)
 {
-    static std::array<int64_t, 64> known{};  // 0: not asked yet
-    int32_t device = 0;
-    if (aclrtGetDevice(&device) != ACL_SUCCESS) throw std::runtime_error("no current NPU device");
-    int64_t& cores = known.at(static_cast<size_t>(device));
-    if (cores == 0 &&
-        aclGetDeviceCapability(static_cast<uint32_t>(device), ACL_DEVICE_INFO_VECTOR_CORE_NUM,
-                               &cores) != ACL_SUCCESS) {
-        throw std::runtime_error("cannot read the number of vector cores of NPU " +
-                                 std::to_string(device));
-    }
-    return cores;
+    return DeviceCores(aclrtGetDevice, [](uint32_t device) {
+        // On a chip of another family CANN's launch functions do nothing and report success.
+        const char* soc = aclrtGetSocName();
+        const std::string name = soc == nullptr ? "unknown" : soc;
+        const bool same_family = (name.rfind("Ascend910B", 0) == 0 && name != "Ascend910B") ||
+                                 name.rfind("Ascend910_93", 0) == 0;
+        if (!same_family) {
+            throw std::runtime_error("NPU " + std::to_string(device) + ": its chip is " + name +
+                                     ", the kernels were compiled for " PYRERANK_SOC
+                                     " and run on Atlas A2 and A3 only");
+        }
+        int64_t cores = 0;
+        const int status = aclGetDeviceCapability(device, ACL_DEVICE_INFO_VECTOR_CORE_NUM, &cores);
+        if (status != 0) Fail("aclGetDeviceCapability", status, aclGetRecentErrMsg());
+        return cores;
+    });
 }
 
 template <class Kernel, class Tiling, size_t N, size_t... I>
 void Enqueue(const char* name, Kernel* kernel, uint32_t blocks, const Target& target,
              const std::array<Buffer, N>& buffers, Tiling tiling, std::index_sequence<I...>)
 {
-    // The generated stub takes the struct by pointer and copies it into the launch.
     const uint32_t status = kernel(blocks, reinterpret_cast<aclrtStream>(target.stream),
                                    reinterpret_cast<void*>(buffers[I].address)..., &tiling);
-    if (status != 0)
-        throw std::runtime_error(std::string(name) + ": launch failed with " +
-                                 std::to_string(status));
+    if (status != 0) Fail(std::string(name) + ": launch", status, aclGetRecentErrMsg());
 }
 
 inline std::map<std::string, uint64_t> ReadCounters()
@@ -109,9 +115,49 @@ inline void ResetCounters() {}
 constexpr const char* kTarget = "cpu";
 constexpr bool kStrict = sim::kStrict;
 
+// What of the simulated CANN runtime is in the process.
+struct Runtime {
+    int (*launch)(void* stream, const char* name, int (*call)(void*), void* item,
+                  void (*drop)(void*));
+    int (*get_device)(int32_t* device);
+    int (*get_capability)(uint32_t device, int what, int64_t* value);
+    bool real;  // CANN itself is there instead
+
+    Runtime()
+    {
+        // loaded by torch_npu, perhaps with its symbols hidden
+        void* cann = dlopen("libascendcl.so", RTLD_LAZY | RTLD_NOLOAD);
+        Find(cann, "cannsim_launch", launch);
+        Find(cann, "aclrtGetDevice", get_device);
+        Find(cann, "aclGetDeviceCapability", get_capability);
+        real = cann != nullptr && launch == nullptr;
+    }
+
+    template <class Function>
+    static void Find(void* library, const char* name, Function& function)
+    {
+        function = reinterpret_cast<Function>(dlsym(library ? library : RTLD_DEFAULT, name));
+    }
+
+    static const Runtime& Get()
+    {
+        static const Runtime runtime;
+        return runtime;
+    }
+};
+
+// On a stream as many as the device has, so that both builds cut work alike.
 inline int64_t Cores(const Target& target)
 {
-    return target.threads;
+    if (target.stream == 0) return target.threads;
+    const Runtime& runtime = Runtime::Get();
+    if (runtime.launch == nullptr || runtime.get_device == nullptr) return target.threads;
+    return DeviceCores(runtime.get_device, [&](uint32_t device) {
+        int64_t cores = 0;
+        const int status = runtime.get_capability(device, kVectorCores, &cores);
+        if (status != 0) Fail("aclGetDeviceCapability", status);
+        return cores;
+    });
 }
 
 // With a stream, the launch becomes an item of that stream of the simulated CANN runtime, if one is
@@ -127,11 +173,14 @@ void Enqueue(const char* name, Kernel* kernel, uint32_t blocks, const Target& ta
                     [&] { kernel(reinterpret_cast<uint8_t*>(buffers[I].address)..., tiling); });
     };
     using Run = decltype(run);
-    using Submit = int (*)(void* stream, const char* name, int (*call)(void*), void* item,
-                           void (*drop)(void*));
-    static const Submit submit = reinterpret_cast<Submit>(dlsym(RTLD_DEFAULT, "cannsim_launch"));
-    if (target.stream == 0 || submit == nullptr) return run();
-    auto item = std::make_unique<Run>(run);
+    if (target.stream == 0) return run();
+    const Runtime& runtime = Runtime::Get();
+    if (runtime.real) {
+        throw std::runtime_error(std::string(name) +
+                                 ": this build of pyrerank has no kernels for an NPU: source the "
+                                 "CANN toolkit's set_env.sh and reinstall pyrerank");
+    }
+    if (runtime.launch == nullptr) return run();
     const auto call = [](void* p) {
         try {
             (*static_cast<Run*>(p))();
@@ -143,10 +192,8 @@ void Enqueue(const char* name, Kernel* kernel, uint32_t blocks, const Target& ta
     };
     const auto drop = [](void* p) { delete static_cast<Run*>(p); };
     const int status =
-        submit(reinterpret_cast<void*>(target.stream), name, call, item.release(), drop);
-    if (status != 0)
-        throw std::runtime_error(std::string(name) + ": launch failed with " +
-                                 std::to_string(status));
+        runtime.launch(reinterpret_cast<void*>(target.stream), name, call, new Run(run), drop);
+    if (status != 0) Fail(std::string(name) + ": launch", status);
 }
 
 inline std::map<std::string, uint64_t> ReadCounters()

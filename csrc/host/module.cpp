@@ -110,6 +110,8 @@ py::dict BuildInfo()
     info["compiler"] = PYRERANK_COMPILER;
     info["flags"] = PYRERANK_FLAGS;
     info["soc"] = PYRERANK_SOC;
+    info["cann"] = PYRERANK_CANN;  // its version
+    info["flow"] = PYRERANK_FLOW;  // how it compiled the kernels: ascendc_library or asc
     info["kernels"] = py::make_tuple("last_token_gather", "score_head", "fused_pool");
     return info;
 }
