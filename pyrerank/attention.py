@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from itertools import accumulate
 from typing import Any
 
@@ -25,7 +26,7 @@ with suppress(ImportError):  # before torch 2.10
     from torch.nn.attention.varlen import varlen_attn
 
 # rows of `dense` at a time: its scores take heads x DENSE_ROWS x T numbers
-DENSE_ROWS = 256
+DENSE_ROWS = 128
 
 
 def choose(device: torch.device, dtype: torch.dtype, *, captured: bool) -> Attend:
@@ -61,20 +62,20 @@ def dense(query: Tensor, key: Tensor, value: Tensor, batch: Batch) -> Tensor:
     """Every token against every token, and a mask: for float32 in a graph, where no operator of
     torch_npu takes lengths that change."""
     tokens, heads, head_dim = query.shape
+    kv_heads = key.shape[1]
     row = torch.arange(tokens, device=query.device, dtype=torch.int32)
     sequence = torch.searchsorted(batch.cu_seqlens, row, right=True)
-    group = heads // key.shape[1]
-    # (kv_heads, 1, head_dim, T) and (kv_heads, 1, T, head_dim)
-    k = key.permute(1, 2, 0).unsqueeze(1)
-    v = value.transpose(0, 1).unsqueeze(1)
+    k, v = key.permute(1, 2, 0), value.transpose(0, 1)  # (kv_heads, head_dim, T) and back
     out = torch.empty_like(query)
     for start in range(0, tokens, DENSE_ROWS):
         rows = slice(start, start + DENSE_ROWS)
-        # (kv_heads, group, rows, head_dim)
-        q = query[rows].transpose(0, 1).unflatten(0, (-1, group)) * head_dim**-0.5
+        # the query heads of a key head are more rows of it: (kv_heads, rows x group, head_dim)
+        q = query[rows].unflatten(1, (kv_heads, -1)).transpose(0, 1).flatten(1, 2)
+        scores = torch.bmm(q * head_dim**-0.5, k).unflatten(1, (-1, heads // kv_heads))
         hidden = (sequence[rows, None] != sequence) | (row[rows, None] < row)
-        scores = (q @ k).masked_fill_(hidden, -torch.inf)
-        out[rows] = (scores.softmax(-1) @ v).flatten(0, 1).transpose(0, 1)
+        scores.masked_fill_(hidden[:, None], -torch.inf)
+        mixed = torch.bmm(scores.softmax(-1).flatten(1, 2), v)
+        out[rows] = mixed.unflatten(1, (-1, heads // kv_heads)).transpose(0, 1).flatten(1, 2)
     return out
 
 
@@ -88,6 +89,12 @@ def varlen(query: Tensor, key: Tensor, value: Tensor, batch: Batch) -> Tensor:
     return out
 
 
+@cache
+def causal_mask(device: torch.device) -> Tensor:
+    """bool [2048, 2048], true where attention may not look: the form that CANN's operator wants."""
+    return torch.ones(2048, 2048, dtype=torch.bool).triu(1).to(device)
+
+
 class FusedInfer:
     """CANN's fused inference attention in TND layout; NPU, 16 bit.
 
@@ -98,7 +105,7 @@ class FusedInfer:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._mask = torch.ones(2048, 2048, dtype=torch.bool).triu(1).to(device)
+        self._mask = causal_mask(device)
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, batch: Batch) -> Tensor:
         heads, head_dim = query.shape[1:]

@@ -49,6 +49,15 @@ def runtime(device: torch.device) -> ModuleType:
     return module
 
 
+def reserve(device: torch.device, size: int) -> None:
+    """Has the allocator take ``size`` bytes in one piece, from which later tensors are cut.
+
+    Pieces taken one by one fit the sizes of one pass and not those of the next; up to as much
+    again is then held, and waiting for memory interrupts the first passes.
+    """
+    torch.empty(size, dtype=torch.uint8, device=device)
+
+
 def works(device: torch.device) -> bool:
     """Whether the device still computes: after a failure, what tells a lost one from a usable one.
 

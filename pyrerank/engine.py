@@ -10,10 +10,10 @@ import math
 import os
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NoReturn
 
 import torch
@@ -23,7 +23,7 @@ from pyrerank import ops
 from pyrerank.attention import Attend, FusedInfer, choose
 from pyrerank.batch import Batch, pack, plan
 from pyrerank.checkpoint import Checkpoint, open_checkpoint
-from pyrerank.device import resolve, runtime, works
+from pyrerank.device import reserve, resolve, runtime, works
 from pyrerank.errors import (
     CheckpointError,
     DeviceError,
@@ -31,7 +31,7 @@ from pyrerank.errors import (
     NonFiniteScore,
     OutOfMemory,
 )
-from pyrerank.graph import CaptureError, Graphs
+from pyrerank.graph import GraphError, Graphs
 from pyrerank.inputs import Explanation, Pair, Prompt, PromptEncoder, pair_up
 from pyrerank.model import Decoder
 from pyrerank.prompt import TEMPLATES
@@ -63,6 +63,22 @@ class Ranked:
     index: int
     score: float
     document: str
+
+
+@dataclass(frozen=True)
+class _Model:
+    """Decoder and head: what runs on the device."""
+
+    decoder: Decoder
+    w: torch.Tensor
+    bias: float
+
+    def __call__(self, batch: Batch, attend: Attend) -> torch.Tensor:
+        """Score and logit of each sequence, float32 [2, B]."""
+        norm = self.decoder.norm
+        hidden = self.decoder(batch, attend)
+        last = batch.cu_seqlens[1:] - 1
+        return torch.stack(ops.score_head(hidden, last, norm.weight, norm.eps, self.w, self.bias))
 
 
 class Reranker:
@@ -115,19 +131,29 @@ class Reranker:
         self._lost: str | None = None
         self.graphs: Graphs | None = None
         with self._failures():
-            w, self._bias = self.checkpoint.classifier_vector(self._encoder.yes, self._encoder.no)
-            self._w = w.to(self.device)
-            self._decoder = Decoder.load(self.checkpoint, self.device, self.dtype)
+            w, bias = self.checkpoint.classifier_vector(self._encoder.yes, self._encoder.no)
+            decoder = Decoder.load(self.checkpoint, self.device, self.dtype)
+            self._model = _Model(decoder, w.to(self.device), bias)
             self._attend = choose(self.device, self.dtype, captured=False)
             if graph or (graph is None and self.device.type == "npu"):
                 self._start_graphs()
+            elif self.device.type != "cpu":
+                reserve(self.device, decoder.activation_bytes(token_budget))
 
     def _start_graphs(self) -> None:
         attend = choose(self.device, self.dtype, captured=True)
-        updated = len(self._decoder.layers) if isinstance(attend, FusedInfer) else 0
-        self.graphs = Graphs(
-            lambda batch: self._compute(batch, attend), self.device, self.token_budget, updated
-        )
+        updated = len(self._model.decoder.layers) if isinstance(attend, FusedInfer) else 0
+        forward: Callable[[Batch], torch.Tensor] = partial(self._model, attend=attend)
+        try:
+            self.graphs = Graphs(
+                forward,
+                self.device,
+                self.token_budget,
+                updated,
+                self._model.decoder.activation_bytes(self.token_budget),
+            )
+        except GraphError as error:
+            self._give_up_graphs(error)
 
     def score(
         self,
@@ -235,7 +261,7 @@ class Reranker:
             if self.graphs is not None:
                 try:
                     self.graphs.warmup()
-                except CaptureError as error:
+                except GraphError as error:
                     self._give_up_graphs(error)
 
     @torch.inference_mode()
@@ -244,7 +270,7 @@ class Reranker:
         with self._failures():
             out = self._replay(batch)
             if out is None:
-                out = self._compute(batch.to(self.device), self._attend)
+                out = self._model(batch.to(self.device), self._attend)
             # a copy that never happened leaves no score either
             scores, logits = torch.full(out.shape, torch.nan).copy_(out).tolist()
         if math.isnan(sum(logits)) and self.device.type != "cpu" and not works(self.device):
@@ -254,30 +280,23 @@ class Reranker:
             for prompt, score, logit in zip(prompts, scores, logits, strict=True)
         ]
 
-    def _compute(self, batch: Batch, attend: Attend) -> torch.Tensor:
-        """Score and logit of each sequence, float32 [2, B] on the device."""
-        norm = self._decoder.norm
-        hidden = self._decoder(batch, attend)
-        last = batch.cu_seqlens[1:] - 1
-        return torch.stack(ops.score_head(hidden, last, norm.weight, norm.eps, self._w, self._bias))
-
     def _replay(self, batch: Batch) -> torch.Tensor | None:
-        """The results of `_compute` from a graph; None where there is none."""
+        """The results of `_Model` from a graph; None where there is none."""
         if self.graphs is None:
             return None
         try:
             return self.graphs.run(batch)
-        except CaptureError as error:
+        except GraphError as error:
             self._give_up_graphs(error)
             return None
 
-    def _give_up_graphs(self, error: CaptureError) -> None:
+    def _give_up_graphs(self, error: GraphError) -> None:
         traceback.clear_frames(error.__traceback__)
         self.graphs = None
-        if not (error.ended and works(self.device)):
-            self._close(f"a capture failed and left it unusable: {error}")
+        if not works(self.device):
+            self._close(f"a graph failed and left it unusable: {error}")
         warnings.warn(
-            f"pyrerank: a forward pass could not be captured, so this engine runs eagerly from "
+            f"pyrerank: a forward pass could not be captured or replayed, so this engine runs eagerly from "
             f"here on, with the same scores ({error}). Free memory or streams on {self.device}, "
             f"or lower token_budget, which is {self.token_budget}, for fewer and smaller graphs; "
             "graph=False does without.",

