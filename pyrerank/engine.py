@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from pyrerank import ops
-from pyrerank.attention import Attend, FusedInfer, choose
+from pyrerank.attention import Attend, FusedInfer, causal_mask, choose
 from pyrerank.batch import Batch, pack, plan
 from pyrerank.checkpoint import Checkpoint, open_checkpoint
 from pyrerank.device import reserve, resolve, runtime, works
@@ -138,7 +138,7 @@ class Reranker:
             if graph or (graph is None and self.device.type == "npu"):
                 self._start_graphs()
             elif self.device.type != "cpu":
-                reserve(self.device, decoder.activation_bytes(token_budget))
+                reserve(self.device, decoder.activation_bytes(token_budget, self._attend))
 
     def _start_graphs(self) -> None:
         attend = choose(self.device, self.dtype, captured=True)
@@ -150,7 +150,7 @@ class Reranker:
                 self.device,
                 self.token_budget,
                 updated,
-                self._model.decoder.activation_bytes(self.token_budget),
+                self._model.decoder.activation_bytes(self.token_budget, attend),
             )
         except GraphError as error:
             self._give_up_graphs(error)
@@ -251,6 +251,18 @@ class Reranker:
                 bar.update(len(prompts))
         return [results[pair] for pair in pairs]
 
+    def device_memory(self) -> int:
+        """Bytes of device memory the engine takes: weights, and one pass of ``token_budget``.
+
+        Allocators round up what they take, by less than a twentieth of the sum for the published
+        models.  A prompt longer than ``token_budget`` takes more.
+        """
+        decoder = self._model.decoder
+        attend = choose(self.device, self.dtype, captured=self.graphs is not None)
+        mask = causal_mask(self.device).nbytes if isinstance(attend, FusedInfer) else 0
+        weights = sum(parameter.nbytes for parameter in decoder.parameters())
+        return weights + mask + decoder.activation_bytes(self.token_budget, attend)
+
     def warmup(self) -> None:
         """Captures the graph of every bucket now, instead of at its first use; without graphs,
         does nothing.
@@ -296,10 +308,10 @@ class Reranker:
         if not works(self.device):
             self._close(f"a graph failed and left it unusable: {error}")
         warnings.warn(
-            f"pyrerank: a forward pass could not be captured or replayed, so this engine runs eagerly from "
-            f"here on, with the same scores ({error}). Free memory or streams on {self.device}, "
-            f"or lower token_budget, which is {self.token_budget}, for fewer and smaller graphs; "
-            "graph=False does without.",
+            "a forward pass could not be captured or replayed, so this engine runs eagerly from here "
+            f"on, with the same scores ({error}). Free memory or streams on {self.device}, or lower "
+            f"token_budget, which is {self.token_budget}, for fewer and smaller graphs; graph=False "
+            "does without.",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -151,7 +151,7 @@ class Graphs:
             self._module.synchronize()
             self._module.empty_cache()  # a graph's memory is its own: leave it what there is
             graph, out = self._record(static)
-        except RuntimeError as error:
+        except (RuntimeError, AttributeError) as error:  # the latter: an older torch_npu
             # what went wrong first says more than that the capture could not end
             cause = error.__context__ or error
             raise GraphError(f"bucket of {bucket.tokens} tokens: {cause}") from error

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pyrerank.attention import Attend
+from pyrerank.attention import DENSE_ROWS, Attend, dense
 from pyrerank.batch import Batch
 from pyrerank.checkpoint import Checkpoint, DecoderConfig
 from pyrerank.layers import add_rms_norm, rms_norm, rotate, swiglu
@@ -119,7 +119,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.register_buffer("inv_freq", None, persistent=False)
-        self._sizes = config.hidden_size, config.intermediate_size, config.head_dim
+        self._config = config
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Decoder:
@@ -164,16 +164,20 @@ class Decoder(nn.Module):
     def _layers(self) -> Iterator[Layer]:
         return iter(self.layers)  # type: ignore[arg-type]  # a ModuleList knows no types
 
-    def activation_bytes(self, tokens: int) -> int:
+    def activation_bytes(self, tokens: int, attend: Attend) -> int:
         """Device memory of a pass over ``tokens`` rows, besides the weights.
 
         At most, in the MLP, x, normed, gate and up, and their product are there, with cos and sin:
         2 hidden_size + 3 intermediate_size + 2 head_dim numbers a token.  Two fifths more fill the
         gaps between tensors of different sizes: measured for the shapes of the published models.
+        `dense` attention has its scores besides.
         """
-        hidden, intermediate, head_dim = self._sizes
-        numbers = 2 * hidden + 3 * intermediate + 2 * head_dim
-        return tokens * numbers * self.embed_tokens.weight.element_size() * 7 // 5
+        config = self._config
+        numbers = 2 * config.hidden_size + 3 * config.intermediate_size + 2 * config.head_dim
+        numbers = numbers * 7 // 5
+        if attend is dense:
+            numbers += 3 * config.num_attention_heads * DENSE_ROWS
+        return tokens * numbers * self.embed_tokens.weight.element_size()
 
     def forward(self, batch: Batch, attend: Attend) -> torch.Tensor:
         """Hidden states [T, hidden_size] after the last layer, before the final norm."""

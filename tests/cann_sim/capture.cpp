@@ -101,6 +101,7 @@ aclError aclmdlRICaptureEnd(aclrtStream handle, aclmdlRI* out)
         model->thread != std::this_thread::get_id())
         return Fail(ACL_ERROR_RT_STREAM_CAPTURE_WRONG_THREAD,
                     "the capture began in another thread");
+    if (int code = FailByFault("capture_stuck", lock)) return code;
     bool open_group = false;
     for (Stream* member : model->streams) {
         open_group |= member->open_group != nullptr;

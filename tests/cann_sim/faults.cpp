@@ -25,6 +25,7 @@ int DefaultCode(const std::string& what)
         {"create_stream", ACL_ERROR_RT_NO_STREAM_RESOURCE},
         {"capture_begin", ACL_ERROR_RT_NO_STREAM_RESOURCE},
         {"capture_end", ACL_ERROR_RT_STREAM_CAPTURE_INVALIDATED},
+        {"capture_stuck", ACL_ERROR_RT_STREAM_CAPTURE_INVALIDATED},  // and it goes on
         {"replay", ACL_ERROR_RT_MODEL_EXECUTE},
         {"update", ACL_ERROR_RT_MODEL_UPDATE_FAILED},
         {"memcpy_h2d", ACL_ERROR_RT_COPY_DATA},
