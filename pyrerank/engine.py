@@ -308,10 +308,10 @@ class Reranker:
         if not works(self.device):
             self._close(f"a graph failed and left it unusable: {error}")
         warnings.warn(
-            "a forward pass could not be captured or replayed, so this engine runs eagerly from here "
-            f"on, with the same scores ({error}). Free memory or streams on {self.device}, or lower "
-            f"token_budget, which is {self.token_budget}, for fewer and smaller graphs; graph=False "
-            "does without.",
+            "a forward pass could not be captured or replayed, so this engine runs eagerly from "
+            f"here on, with the same scores ({error}). Free memory or streams on {self.device}, or "
+            f"lower token_budget, which is {self.token_budget}, for fewer and smaller graphs; "
+            "graph=False does without.",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -36,8 +36,11 @@ def _extension(missing: list[str]) -> list[str]:
     info: dict[str, Any] = _C.build_info()
     if info["target"] != "npu":
         missing.append("kernels compiled by CANN (source set_env.sh, reinstall pyrerank)")
+    target = str(info["target"])
+    if target == "npu":
+        target += f" for {info['soc']}, CANN {info['cann']} by {info['flow']}"
     return [
-        f"extension: target {info['target']}, {info['compiler']}, {info['flags']}",
+        f"extension: target {target}, {info['compiler']}, {info['flags']}",
         f"kernels: {', '.join(info['kernels'])}",
     ]
 
