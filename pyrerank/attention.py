@@ -79,7 +79,7 @@ def dense(query: Tensor, key: Tensor, value: Tensor, batch: Batch) -> Tensor:
     return out
 
 
-def varlen(query: Tensor, key: Tensor, value: Tensor, batch: Batch) -> Tensor:
+def varlen(query: Tensor, key: Tensor, value: Tensor, batch: Batch) -> Tensor:  # cuda only
     """torch's variable-length flash attention; CUDA, 16 bit."""
     ends = batch.cu_seqlens
     longest = batch.tokens  # of any replay

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from pyrerank.attention import FusedInfer
-from pyrerank.batch import Batch, pad
+from pyrerank.batch import MAX_SEQUENCES, Batch, pad
 from pyrerank.device import reserve, runtime
 
 # Tokens of the buckets grow by a quarter of a power of two: 128, 160, 192, 224, 256, 320, ...
@@ -45,7 +45,8 @@ def buckets(token_budget: int) -> list[Bucket]:
     while sizes[-1] < token_budget:
         power = 1 << (sizes[-1].bit_length() - 1)
         sizes.append(sizes[-1] + power // STEPS)
-    return [Bucket(size, size // TOKENS_PER_SEQUENCE) for size in sizes]
+    most = MAX_SEQUENCES - 1  # and the padding
+    return [Bucket(size, min(size // TOKENS_PER_SEQUENCE, most)) for size in sizes]
 
 
 class Graphs:
@@ -166,7 +167,7 @@ class Graphs:
                 dispatch = graph.graph_dispatch_mode
                 dispatch.update_stream = self._update_stream  # torch_npu's own is of another device
         else:
-            graph = self._module.CUDAGraph()
+            graph = self._module.CUDAGraph()  # cuda only
         # not `torch.npu.graph`: when ending a capture fails, that leaves its stream and its
         # dispatch mode behind
         with self._module.stream(self._stream), dispatch:

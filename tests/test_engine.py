@@ -5,6 +5,7 @@ import shutil
 from copy import copy
 from dataclasses import astuple
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -230,6 +231,11 @@ class TestEngineArguments:
     def test_a_device_that_is_not_there(self, checkpoint):
         with pytest.raises(DeviceError, match="finds 0 cuda devices"):
             Reranker(checkpoint("qwen3 tied"), device="cuda:1")
+
+    @pytest.mark.skipif(find_spec("torch_npu") is not None, reason="torch_npu is installed")
+    def test_an_npu_without_torch_npu(self, checkpoint):
+        with pytest.raises(DeviceError, match="needs torch_npu, which is not installed: pip inst"):
+            Reranker(checkpoint("qwen3 tied"), device="npu")
 
     def test_torch_dtype_and_default(self, checkpoint):
         assert Reranker(checkpoint("qwen3 tied"), dtype=torch.bfloat16).dtype is torch.bfloat16

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import warnings
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,10 @@ import torch
 from checkpoints import write_random
 
 from pyrerank import DeviceError, EngineClosed, NonFiniteScore, OutOfMemory, Reranker
+from pyrerank.attention import FusedInfer
+from pyrerank.batch import pack
 from pyrerank.device import resolve
+from pyrerank.inputs import Prompt
 
 QUERY = "What is the capital of China?"
 DOCUMENTS = ["Beijing is the capital of China.", "Gravity gives weight to objects. " * 30, ""]
@@ -203,8 +207,6 @@ class TestOperators:
 
 
 def batch_of(engine: Reranker):
-    from pyrerank.batch import pack
-
     prompts = engine._encoder.encode([engine.pair("", QUERY, d) for d in DOCUMENTS])
     return pack(prompts).to(engine.device)
 
@@ -285,6 +287,37 @@ class TestProcess:
         for device in ("npu", ""):
             done = run(model, device, LD_LIBRARY_PATH="", ASCEND_HOME_PATH="")
             assert "DeviceError: torch_npu" in done.stderr and "set_env.sh" in done.stderr
+
+
+def test_torch_npu_that_is_missing(monkeypatch):
+    def nothing(package):
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr("pyrerank.device.version", nothing)
+    release = torch.__version__.split("+")[0]
+    with pytest.raises(DeviceError, match=f"not installed: pip install torch_npu=={release}"):
+        resolve("npu")
+    assert resolve(None).type != "npu"
+
+
+def test_an_older_torch_npu_that_updates_no_attention(model, want):
+    engine = Reranker(model, device="npu", dtype="bfloat16")
+    engine.graphs._updated += 1
+    with pytest.warns(RuntimeWarning, match="can update 3 of 4 attention calls"):
+        assert engine.score(QUERY, DOCUMENTS) == pytest.approx(want, abs=1e-2)
+
+
+def test_heads_that_attention_does_not_take():
+    attend = FusedInfer(torch.device("npu", 0))
+    q, kv = torch.zeros(4, 4, 256), torch.zeros(4, 2, 256)
+    with pytest.raises(ValueError, match="head_dim 256: attention on an NPU takes at most 192"):
+        attend(q, kv, kv, pack([Prompt([1, 2, 3, 4], 0)]))
+
+
+@pytest.mark.parametrize("device", ["tpu", "npu:", "npu:-1", "npu:0:1", "cpu:x", ""])
+def test_names_that_are_no_device(device):
+    with pytest.raises(ValueError, match=f"device must be 'cpu', .*got '{device}'"):
+        resolve(device)
 
 
 def test_torch_npu_for_another_torch(tmp_path, monkeypatch):
