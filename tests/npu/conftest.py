@@ -2,7 +2,8 @@
 
 They have a process of their own: ``pytest tests/npu`` in an environment with torch_npu. Where a
 CANN toolkit is sourced that is not the simulation, they run on its NPUs, without the tests that
-need the simulation's counters and faults. Without torch_npu they are skipped.
+need the simulation's counters and faults. Without torch_npu they are skipped, but for those of
+test_device_engine.py where there is CUDA.
 """
 
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 TESTS = Path(__file__).parents[1]
 sys.path.append(str(TESTS / "cann_sim"))
@@ -34,9 +36,17 @@ if installed:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if installed:
+        return
     for item in items:
-        if not installed and Path(__file__).parent in item.path.parents:
+        runs = item.path.name == "test_device_engine.py" and torch.cuda.is_available()
+        if Path(__file__).parent in item.path.parents and not runs:
             item.add_marker(pytest.mark.skip(reason="needs torch_npu"))
+
+
+@pytest.fixture(scope="session")
+def device() -> str:
+    return "npu" if installed else "cuda"
 
 
 @pytest.fixture(scope="session")

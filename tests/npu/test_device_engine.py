@@ -1,4 +1,7 @@
-"""The engine on an NPU against the engine on the CPU: eagerly, and replaying graphs."""
+"""The engine on an NPU against the engine on the CPU: eagerly, and replaying graphs.
+
+On a machine with CUDA and no torch_npu, the same on that.
+"""
 
 from functools import cache
 from pathlib import Path
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 
 from pyrerank import DeviceError, Reranker
 from pyrerank.batch import pack
+from pyrerank.device import runtime
 from pyrerank.graph import buckets
 
 # |score - float32 on the CPU|: the bounds that the CPU engine has against transformers
@@ -62,9 +66,9 @@ def on_cpu(checkpoint):
 @pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("kind", KINDS)
-def test_scores_are_those_of_the_cpu(checkpoint, on_cpu, kind, dtype, graph):
+def test_scores_are_those_of_the_cpu(device, checkpoint, on_cpu, kind, dtype, graph):
     want = torch.tensor(on_cpu(kind, DOCUMENTS))
-    engine = Reranker(checkpoint(kind), device="npu", dtype=dtype, graph=graph)
+    engine = Reranker(checkpoint(kind), device=device, dtype=dtype, graph=graph)
     got = torch.tensor(engine.score(QUERY, DOCUMENTS))
     assert (got - want).abs().max() <= TOLERANCE[dtype]
     assert want.max() - want.min() > 0.1  # the checkpoint can show a difference
@@ -76,12 +80,12 @@ def test_scores_are_those_of_the_cpu(checkpoint, on_cpu, kind, dtype, graph):
         assert (engine.graphs.captures, engine.graphs.replays) == (1, 1)
 
 
-def test_the_defaults_are_an_npu_bfloat16_and_graphs(checkpoint, on_cpu):
+def test_the_defaults_are_the_device_bfloat16_and_graphs_on_an_npu(device, checkpoint, on_cpu):
     engine = Reranker(checkpoint("qwen3"))
-    assert (engine.device, engine.dtype) == (torch.device("npu", 0), torch.bfloat16)
+    assert (engine.device, engine.dtype) == (torch.device(device, 0), torch.bfloat16)
     got = engine.score(QUERY, DOCUMENTS)
     assert got == pytest.approx(on_cpu("qwen3", DOCUMENTS), abs=TOLERANCE["bfloat16"])
-    assert engine.graphs.replays == 1
+    assert (engine.graphs is not None) == (device == "npu")
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE), scope="class")
@@ -90,13 +94,14 @@ class TestOneSetOfGraphs:
 
     @pytest.fixture(scope="class")
     @staticmethod
-    def engine(checkpoint, dtype) -> Reranker:
-        return Reranker(checkpoint("qwen3"), device="npu", dtype=dtype, token_budget=448)
+    def engine(device, checkpoint, dtype) -> Reranker:
+        options = {"dtype": dtype, "token_budget": 448, "graph": True}
+        return Reranker(checkpoint("qwen3"), device=device, **options)
 
     @pytest.fixture(scope="class")
     @staticmethod
-    def eager(checkpoint, dtype) -> dict[str, float]:
-        engine = Reranker(checkpoint("qwen3"), device="npu", dtype=dtype, graph=False)
+    def eager(device, checkpoint, dtype) -> dict[str, float]:
+        engine = Reranker(checkpoint("qwen3"), device=device, dtype=dtype, graph=False)
         return {document: engine.score(QUERY, [document])[0] for document in POOL}
 
     @settings(max_examples=8)
@@ -126,8 +131,9 @@ class TestOneSetOfGraphs:
         assert result.score == pytest.approx(on_cpu("qwen3", [document])[0], abs=TOLERANCE[dtype])
 
 
-def test_a_full_bucket_has_no_padding(checkpoint, on_cpu):
-    engine = Reranker(checkpoint("qwen3"), device="npu", dtype="bfloat16", token_budget=256)
+def test_a_full_bucket_has_no_padding(device, checkpoint, on_cpu):
+    options = {"dtype": "bfloat16", "token_budget": 256, "graph": True}
+    engine = Reranker(checkpoint("qwen3"), device=device, **options)
     document = next(
         text
         for text in ("word " * n for n in range(200))
@@ -139,13 +145,12 @@ def test_a_full_bucket_has_no_padding(checkpoint, on_cpu):
 
 
 @pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
-def test_engines_on_two_devices_take_turns(checkpoint, on_cpu, graph):
-    if torch.npu.device_count() < 2:
-        pytest.skip("needs two NPUs")
-    engines = [
-        Reranker(checkpoint("qwen3"), device=device, graph=graph) for device in ("npu", "npu:1")
-    ]
-    assert [str(engine.device) for engine in engines] == ["npu:0", "npu:1"]
+def test_engines_on_two_devices_take_turns(device, checkpoint, on_cpu, graph):
+    if runtime(torch.device(device)).device_count() < 2:
+        pytest.skip("needs two devices")
+    names = (device, f"{device}:1")
+    engines = [Reranker(checkpoint("qwen3"), device=name, graph=graph) for name in names]
+    assert [str(engine.device) for engine in engines] == [f"{device}:0", f"{device}:1"]
     for documents in (DOCUMENTS, POOL, DOCUMENTS[:2]):
         want = on_cpu("qwen3", documents)
         for engine in engines:
@@ -153,9 +158,9 @@ def test_engines_on_two_devices_take_turns(checkpoint, on_cpu, graph):
             assert got == pytest.approx(want, abs=TOLERANCE["bfloat16"])
 
 
-def test_a_device_that_is_not_there(checkpoint):
-    with pytest.raises(DeviceError, match=r"'npu:63' is not there: torch finds \d+ npu devices"):
-        Reranker(checkpoint("qwen3"), device="npu:63")
+def test_a_device_that_is_not_there(device, checkpoint):
+    with pytest.raises(DeviceError, match=rf"'{device}:63' is not there: torch finds \d+ {device}"):
+        Reranker(checkpoint("qwen3"), device=f"{device}:63")
 
 
 @pytest.mark.parametrize("layers", [1, 4])
