@@ -6,11 +6,12 @@ import ctypes
 import os
 import platform
 import re
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from pyrerank.info import cann_version, package_version
 
 SIMULATED = "SIMULATED RUNTIME: no NPU has run any of this. Times here mean nothing."
 
@@ -53,28 +54,3 @@ def device_name(device: torch.device) -> str:
         return "cpu"
     module = getattr(torch, device.type)
     return f"{device.type}: {module.get_device_name(device)}"
-
-
-def cann_version() -> str:
-    """From the files that the toolkit's installer leaves; "?" where none says."""
-    home = os.environ.get("ASCEND_HOME_PATH") or os.environ.get("ASCEND_TOOLKIT_HOME")
-    if not home:
-        return "none (ASCEND_HOME_PATH is not set)"
-    places = {
-        "ascend_toolkit_install.info": r"^version=(\S+)",
-        "*/ascend_toolkit_install.info": r"^version=(\S+)",  # in aarch64-linux or x86_64-linux
-        "version.cfg": r"_version=\[[^]:]*:([^]]+)\]",
-        "*/version.info": r"^Version=(\S+)",
-    }
-    for place, pattern in places.items():
-        for file in sorted(Path(home).glob(place)):
-            if found := re.search(pattern, file.read_text(errors="replace"), re.M):
-                return found.group(1)
-    return "?"
-
-
-def package_version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"

