@@ -35,10 +35,14 @@ def resolve(device: str | torch.device | None) -> torch.device:
         return torch.device("cpu")
     count = (_torch_npu() if kind == "npu" else torch.cuda).device_count()
     if int(index or 0) >= count:
-        hint = "npu-smi info" if kind == "npu" else "nvidia-smi"
+        tool, visible = (
+            ("npu-smi info", "ASCEND_RT_VISIBLE_DEVICES")
+            if kind == "npu"
+            else ("nvidia-smi", "CUDA_VISIBLE_DEVICES")
+        )
         raise DeviceError(
             f"device {str(device)!r} is not there: torch finds {count} {kind} devices; see what "
-            f"`{hint}` lists, and ASCEND_RT_VISIBLE_DEVICES or CUDA_VISIBLE_DEVICES"
+            f"`{tool}` lists, and {visible}"
         )
     return torch.device(kind, int(index or 0))
 
