@@ -5,7 +5,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pyrerank.engine import Ranked, Reranker, Score, explain, rank, score
+    from pyrerank.embedder import Embedder, embed
     from pyrerank.errors import (
         CheckpointError,
         DeviceError,
@@ -14,10 +14,12 @@ if TYPE_CHECKING:
         OutOfMemory,
     )
     from pyrerank.inputs import Explanation
+    from pyrerank.reranker import Ranked, Reranker, Score, explain, rank, score
 
 __all__ = [
     "CheckpointError",
     "DeviceError",
+    "Embedder",
     "EngineClosed",
     "Explanation",
     "NonFiniteScore",
@@ -25,6 +27,7 @@ __all__ = [
     "Ranked",
     "Reranker",
     "Score",
+    "embed",
     "explain",
     "rank",
     "score",
@@ -37,5 +40,8 @@ def __getattr__(name: str) -> Any:
     # a torch that does not import
     if name not in __all__:
         raise AttributeError(f"module 'pyrerank' has no attribute {name!r}")
-    errors = import_module("pyrerank.errors")
-    return getattr(errors if hasattr(errors, name) else import_module("pyrerank.engine"), name)
+    for home in ("errors", "embedder", "reranker"):
+        module = import_module(f"pyrerank.{home}")
+        if hasattr(module, name):
+            return getattr(module, name)
+    raise AssertionError(name)

@@ -61,6 +61,11 @@ class Checkpoint:
     config: DecoderConfig
     tensors: Mapping[str, Path]
 
+    @property
+    def _prefix(self) -> str:
+        """What stands before the decoder's names; in Qwen3-Embedding's files, nothing."""
+        return "" if "embed_tokens.weight" in self.tensors else DECODER_PREFIX[self.family]
+
     def tokenizer(self) -> Tokenizer:
         """The tokenizer stored beside the weights."""
         file = self.path / "tokenizer.json"
@@ -82,7 +87,7 @@ class Checkpoint:
         `CheckpointError` before any weight is read.  A tensor stored in ``dtype`` is handed out as
         a view of the mapped file; any other is converted, on the host, one at a time.
         """
-        prefix = DECODER_PREFIX[self.family]
+        prefix = self._prefix
         head = {"lm_head.weight"} | ({"score.weight", "score.bias"} if self.classifier else set())
         stored = {name for name in self.tensors if not name.startswith(VISION_PREFIX)} - head
         wanted = {prefix + name: shape for name, shape in shapes.items()}
@@ -112,6 +117,8 @@ class Checkpoint:
         read.  For a sequence-classification checkpoint w is ``score.weight``.
         """
         size = self.config.hidden_size
+        if not self._prefix:
+            raise CheckpointError(f"{self.path} is published for embedding: use Embedder")
         if self.classifier:
             weight = self._rows("score.weight", (1, size), [0])[0]
             if "score.bias" not in self.tensors:
@@ -120,7 +127,7 @@ class Checkpoint:
                 return weight, handle.get_tensor("score.bias").float().item()
         table = "lm_head.weight"
         if self.tied:
-            table = DECODER_PREFIX[self.family] + "embed_tokens.weight"
+            table = self._prefix + "embed_tokens.weight"
         rows = self._rows(table, (self.config.vocab_size, size), [yes, no])
         return rows[0] - rows[1], 0.0
 
@@ -181,6 +188,11 @@ def open_checkpoint(model: str | os.PathLike[str]) -> Checkpoint:
         config=_decoder_config(path, text),
         tensors=_tensor_files(path),
     )
+
+
+def model_key(model: str | os.PathLike[str]) -> str:
+    """A folder by its absolute path, which still means the same when the process has moved."""
+    return os.path.abspath(model) if os.path.isdir(model) else os.fspath(model)
 
 
 def _find(model: str | os.PathLike[str]) -> Path:

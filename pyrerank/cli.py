@@ -17,7 +17,7 @@ from pyrerank import __version__
 from pyrerank.errors import DeviceError
 
 if TYPE_CHECKING:
-    from pyrerank.engine import Reranker
+    from pyrerank.reranker import Reranker
 
 EXAMPLES = """\
 examples:
@@ -118,7 +118,7 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _explain(args: argparse.Namespace) -> int:
-    from pyrerank.engine import explain
+    from pyrerank.reranker import explain
 
     query = _query(args)
     result = explain(query, args.document, model=args.model, instruction=args.instruction)
@@ -196,7 +196,7 @@ def _open_output(path: Path, resume: bool) -> BinaryIO:
 
 
 def _engine(args: argparse.Namespace) -> Reranker:
-    from pyrerank.engine import Reranker
+    from pyrerank.reranker import Reranker
 
     return Reranker(
         args.model,

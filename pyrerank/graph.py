@@ -53,7 +53,7 @@ class Graphs:
     """The captured passes of one engine.
 
     Args:
-        forward: from a batch on the device to its results, float32 [2, sequences].
+        forward: from a batch on the device to its results, a row a sequence.
         device: an NPU or a CUDA device.
         token_budget: most tokens of a pass; bounds the number of buckets.
         updated: attention operators whose lengths are updated on the host, in a pass.
@@ -110,7 +110,7 @@ class Graphs:
         """Replays the pass for a batch on the host; None if no bucket holds it.
 
         Returns:
-            float32 [2, B] on the device, valid until the next call.
+            The first B rows of results, on the device, valid until the next call.
 
         Raises:
             GraphError: no graph of this process can be trusted to replay any more.
@@ -132,7 +132,7 @@ class Graphs:
             # an update that torch_npu did not finish blocks all that follow
             raise GraphError(f"bucket of {bucket.tokens} tokens: {error}") from error
         self.replays += 1
-        return out[:, : len(batch.lengths)]
+        return out[: len(batch.lengths)]
 
     def _captured(self, bucket: Bucket) -> tuple[Any, torch.Tensor]:
         if bucket not in self._graphs:

@@ -12,7 +12,16 @@ from functools import lru_cache
 
 from tokenizers import Encoding, Tokenizer
 
-from pyrerank.prompt import HEAD, Template, UserTurn, unformat
+from pyrerank.prompt import (
+    HEAD,
+    MAX_EMBEDDING_TOKENS,
+    Template,
+    UserTurn,
+    Wording,
+    embedding_prompt,
+    unformat,
+    unformat_embedding,
+)
 
 # An instruction that leaves less is a mistake; and as words at the seams of the template may share
 # a token with it, a few more tokens than the template's own can be beyond truncation.
@@ -91,23 +100,37 @@ def check_text(name: str, value: object) -> str:
     return value
 
 
+def plain_text(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer without its added tokens: text stays text."""
+    text = Tokenizer(tokenizer.model)
+    text.normalizer = tokenizer.normalizer
+    text.pre_tokenizer = tokenizer.pre_tokenizer
+    return text
+
+
+def single_token(tokenizer: Tokenizer, token: str) -> int:
+    """The id of a token.  Raises ValueError if there is none."""
+    id = tokenizer.token_to_id(token)
+    if id is None:
+        raise ValueError(f"the tokenizer has no token {token!r}; it is not a Qwen3 tokenizer")
+    return int(id)
+
+
 class PromptEncoder:
     """Encodes pairs with one checkpoint's tokenizer and one family's template."""
 
     def __init__(self, tokenizer: Tokenizer, template: Template) -> None:
         self.template = template
         self._tokenizer = tokenizer
-        self._text = Tokenizer(tokenizer.model)  # no added tokens: text stays text
-        self._text.normalizer = tokenizer.normalizer
-        self._text.pre_tokenizer = tokenizer.pre_tokenizer
+        self._text = plain_text(tokenizer)
         self._head = tokenizer.encode(HEAD, add_special_tokens=False).ids
         self._tail = tokenizer.encode(template.tail, add_special_tokens=False).ids
         limit = template.max_tokens + template.uncounted
         self._room = limit - len(self._head) - len(self._tail)  # for the user turn
         self._check_room = lru_cache(maxsize=64)(self._check_instruction)
-        self.yes, self.no = self._single_token("yes"), self._single_token("no")
+        self.yes, self.no = single_token(tokenizer, "yes"), single_token(tokenizer, "no")
         for control in ("<|im_start|>", "<|im_end|>"):
-            self._single_token(control)
+            single_token(tokenizer, control)
 
     def pair(
         self, name: str, query: object, document: object, instruction: str | None = None
@@ -168,12 +191,6 @@ class PromptEncoder:
                 "document"
             )
 
-    def _single_token(self, token: str) -> int:
-        id = self._tokenizer.token_to_id(token)
-        if id is None:
-            raise ValueError(f"the tokenizer has no token {token!r}; it is not a Qwen3 tokenizer")
-        return int(id)
-
 
 def _truncate(encoding: Encoding, turn: UserTurn, excess: int) -> list[int]:
     """Removes ``excess`` tokens from the document's end, then from the query's.
@@ -190,3 +207,64 @@ def _truncate(encoding: Encoding, turn: UserTurn, excess: int) -> list[int]:
     assert len(removable) >= excess, "PromptEncoder.pair let too long an instruction through"
     cut = set(removable[:excess])
     return [id for i, id in enumerate(encoding.ids) if i not in cut]
+
+
+class EmbeddingEncoder:
+    """Encodes texts with one checkpoint's tokenizer and one family's embedding prompt."""
+
+    def __init__(self, tokenizer: Tokenizer, family: str) -> None:
+        self._family = family
+        self._text = plain_text(tokenizer)
+        controls = ("<|endoftext|>",) if family == "qwen3" else ("<|im_start|>", "<|im_end|>")
+        self._controls = {name: [single_token(tokenizer, name)] for name in controls} | {"": []}
+
+    def wording(self, name: str, value: object, instruction: str | None) -> Wording:
+        """Validates one input; ``name`` (``inputs[3]``) is for the messages.
+
+        Raises:
+            TypeError: a text that is not str.
+            ValueError: a lone surrogate; an instruction other than that of a formatted input; an
+                instruction that leaves no room.
+        """
+        if instruction is not None:
+            check_text("instruction", instruction)
+        own, text = unformat_embedding(self._family, check_text(name, value))
+        if own is not None and instruction not in (None, own):
+            raise ValueError(
+                f"{name}: it is formatted with the instruction {own!r}, and instruction= says "
+                f"{instruction!r}; give one of them"
+            )
+        wording = embedding_prompt(self._family, instruction if own is None else own, text)
+        empty = embedding_prompt(self._family, instruction if own is None else own, "")
+        left = MAX_EMBEDDING_TOKENS - self._length(empty)
+        if left < LEAST_CONTENT:
+            raise ValueError(
+                f"instruction is {LEAST_CONTENT - left} tokens too long: a prompt of "
+                f"{MAX_EMBEDDING_TOKENS} tokens must leave {LEAST_CONTENT} for the content"
+            )
+        return wording
+
+    def stream(self, wordings: Sequence[Wording]) -> Iterator[Prompt]:
+        """Encodes any number of inputs, holding the token ids of a few hundred at a time."""
+        for start in range(0, len(wordings), 256):
+            yield from self.encode(wordings[start : start + 256])
+
+    def encode(self, wordings: Sequence[Wording]) -> list[Prompt]:
+        """Encodes in parallel; truncates contents from the end, where the limit demands."""
+        texts = [text for wording in wordings for text in wording.texts]
+        encodings = iter(self._text.encode_batch(texts, add_special_tokens=False))
+        prompts = []
+        for wording in wordings:
+            parts = [next(encodings) for _ in wording.texts]
+            total = sum(len(part.ids) for part in parts) + sum(map(bool, wording.controls))
+            excess = max(0, total - MAX_EMBEDDING_TOKENS)
+            ids: list[int] = []
+            for i, (part, control) in enumerate(zip(parts, wording.controls, strict=True)):
+                kept = len(part.ids) - (excess if i == wording.content else 0)
+                ids += part.ids[:kept] + self._controls[control]
+            prompts.append(Prompt(ids, excess))
+        return prompts
+
+    def _length(self, wording: Wording) -> int:
+        [prompt] = self.encode([wording])
+        return len(prompt.ids) + prompt.truncated

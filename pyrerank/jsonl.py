@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
-from pyrerank.engine import Reranker, Score
 from pyrerank.inputs import Pair, check_text, pair_up
+from pyrerank.reranker import Reranker, Score
 
 # Pairs scored and written together: the most that an interruption costs.  Chunks are cut by the
 # input alone, so a resumed run forms the same batches, and the same bits, as an unbroken one.

@@ -1,13 +1,15 @@
-"""Prompts: the exact text that each family of rerankers was trained on.
+"""Prompts: the exact text that each family of models was trained on.
 
-A prompt is ``head + user turn + tail``.  Head and tail are fixed and hold all control tokens; the
-user turn is plain text made of an instruction, a query and a document.  This module knows strings
-only: `inputs` turns them into token ids.
+A reranker's prompt is ``head + user turn + tail``.  Head and tail are fixed and hold all control
+tokens; the user turn is plain text made of an instruction, a query and a document.  An embedder's
+is ``before + content + after``, around whose texts stand control tokens too.  This module knows
+strings only: `inputs` turns them into token ids.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -119,3 +121,63 @@ def unformat(query: str, document: str) -> tuple[str | None, str, str]:
         )
     inner = match["tight"] if match["space"] is None else match["spaced"]
     return match["instruction"], inner, body.removeprefix(opening)
+
+
+class Wording(NamedTuple):
+    """An embedder's prompt: texts, between which control tokens stand; one of them is the content.
+
+    Attributes:
+        texts: plain texts, each encoded by itself.
+        controls: what stands between them and after the last, each a single token or none.
+        content: index of the text that ends with the content.
+        start: where in that text, in characters, the content starts.
+    """
+
+    texts: tuple[str, ...]
+    controls: tuple[str, ...]
+    content: int
+    start: int
+
+
+# The scripts published with Qwen3-Embedding and Qwen3-VL-Embedding (model cards and
+# github.com/QwenLM/Qwen3-VL-Embedding).
+MAX_EMBEDDING_TOKENS = 8192
+DEFAULT_REPRESENTATION = "Represent the user's input."
+
+
+def embedding_prompt(family: str, instruction: str | None, text: str) -> Wording:
+    """The prompt that embeds ``text``.
+
+    Qwen3-Embedding takes an instruction with queries and none with documents; Qwen3-VL-Embedding
+    has a default, and a full stop is added to one that ends without punctuation.
+    """
+    if family == "qwen3":
+        before = "" if instruction is None else f"Instruct: {instruction}\nQuery:"
+        return Wording((before + text,), ("<|endoftext|>",), 0, len(before))
+    chosen = (DEFAULT_REPRESENTATION if instruction is None else instruction).strip()
+    if chosen and not unicodedata.category(chosen[-1]).startswith("P"):
+        chosen += "."
+    texts = ("", f"system\n{chosen}", "\n", f"user\n{text}", "\n", "assistant\n")
+    controls = ("<|im_start|>", "<|im_end|>", "<|im_start|>", "<|im_end|>", "<|im_start|>", "")
+    return Wording(texts, controls, 3, len("user\n"))
+
+
+_FORMATTED_EMBEDDING = re.compile(
+    r"<\|im_start\|>system\n(?P<instruction>.*?)<\|im_end\|>\n"
+    r"<\|im_start\|>user\n(?P<text>.*)<\|im_end\|>\n<\|im_start\|>assistant\n",
+    re.DOTALL,
+)
+
+
+def unformat_embedding(family: str, text: str) -> tuple[str | None, str]:
+    """Undoes a template that the caller already applied to an input of an embedder.
+
+    Returns:
+        (instruction, text); instruction is None, and the text as given but for a closing
+        end-of-text token of Qwen3-Embedding, when there is no template.  (Qwen3-Embedding's own
+        ``Instruct: ...\\nQuery:...`` is plain text, and stays.)
+    """
+    if family == "qwen3":
+        return None, text.removesuffix("<|endoftext|>")
+    match = _FORMATTED_EMBEDDING.fullmatch(text)
+    return (match["instruction"], match["text"]) if match else (None, text)

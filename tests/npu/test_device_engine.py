@@ -12,7 +12,7 @@ from checkpoints import write_random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyrerank import DeviceError, Reranker
+from pyrerank import DeviceError, Embedder, Reranker
 from pyrerank.batch import pack
 from pyrerank.device import runtime
 from pyrerank.graph import buckets
@@ -186,3 +186,15 @@ def test_the_host_waits_once_a_batch(sim, tmp_path, graph, layers):
         assert change["h2d"] == 4 * (2 * bucket.tokens + bucket.sequences + 2)
     else:
         assert change["h2d"] == 4 * (2 * tokens + len(DOCUMENTS) + 1)
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_embeddings_are_those_of_the_cpu(device, checkpoint, dtype, graph):
+    want = Embedder(checkpoint("qwen3"), device="cpu", dtype="float32", dim=64).embed(POOL)
+    engine = Embedder(checkpoint("qwen3"), device=device, dtype=dtype, dim=64, graph=graph)
+    for texts in (POOL, POOL[:3], POOL[5:6]):
+        got = engine.embed(texts)
+        cosine = (got * want[POOL.index(texts[0]) :][: len(texts)]).sum(1)
+        assert abs(cosine - 1).max() <= {"float32": 1e-5, "bfloat16": 5e-3}[dtype]
+    assert (engine.graphs is not None) == graph
