@@ -51,7 +51,8 @@ class DecoderConfig:
 class Checkpoint:
     """An opened checkpoint: configuration read, tensor names and shapes known, no weight read.
 
-    ``tensors`` maps every stored name to the file that holds it.
+    ``tensors`` maps every stored name to the file that holds it; ``settings`` is what config.json
+    says.
     """
 
     path: Path
@@ -59,6 +60,7 @@ class Checkpoint:
     classifier: bool
     tied: bool
     config: DecoderConfig
+    settings: Mapping[str, Any]
     tensors: Mapping[str, Path]
 
     @property
@@ -83,13 +85,28 @@ class Checkpoint:
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """Yields (name, tensor) of the decoder, names without the checkpoint's prefix.
 
-        ``shapes`` says what the decoder wants.  Missing, extra and misshapen tensors raise
+        ``shapes`` says what is wanted.  Missing, extra and misshapen tensors raise
         `CheckpointError` before any weight is read.  A tensor stored in ``dtype`` is handed out as
         a view of the mapped file; any other is converted, on the host, one at a time.
         """
-        prefix = self._prefix
         head = {"lm_head.weight"} | ({"score.weight", "score.bias"} if self.classifier else set())
         stored = {name for name in self.tensors if not name.startswith(VISION_PREFIX)} - head
+        yield from self._weights(self._prefix, stored, shapes, dtype)
+
+    def vision_weights(
+        self, shapes: Mapping[str, torch.Size], *, dtype: torch.dtype
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """As `decoder_weights`, of the vision tower."""
+        stored = {name for name in self.tensors if name.startswith(VISION_PREFIX)}
+        yield from self._weights(VISION_PREFIX, stored, shapes, dtype)
+
+    def _weights(
+        self,
+        prefix: str,
+        stored: set[str],
+        shapes: Mapping[str, torch.Size],
+        dtype: torch.dtype,
+    ) -> Iterator[tuple[str, torch.Tensor]]:
         wanted = {prefix + name: shape for name, shape in shapes.items()}
         problems = [f"missing {name}" for name in sorted(wanted.keys() - stored)]
         problems += [f"unexpected {name}" for name in sorted(stored - wanted.keys())]
@@ -186,6 +203,7 @@ def open_checkpoint(model: str | os.PathLike[str]) -> Checkpoint:
         classifier=classifier,
         tied=bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
         config=_decoder_config(path, text),
+        settings=config,
         tensors=_tensor_files(path),
     )
 
