@@ -1,0 +1,163 @@
+"""Fetching: bytes behind http(s) URLs, for callers who turned it on.
+
+A URL in a request is written by somebody else. So a fetch is bounded in bytes, seconds and
+redirects, and the address that is connected to, after name resolution and after every redirect,
+must be a public one. Proxies of the environment are not used: behind one, nobody knows the address.
+"""
+
+from __future__ import annotations
+
+import http.client
+import ipaddress
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from urllib.parse import SplitResult, quote, urljoin, urlsplit
+
+# RFC 6052: an IPv4 address behind a translator, which may translate to a private one
+NAT64 = ipaddress.ip_network("64:ff9b::/96")
+REDIRECTS = (301, 302, 303, 307, 308)
+
+
+@dataclass(frozen=True)
+class Fetcher:
+    """Fetches http(s) URLs: ``Fetcher()(url)`` is the body, bytes.
+
+    max_bytes: the most that a body may have.
+    seconds: the most that one fetch may take with all its redirects, name resolution aside.
+    redirects: the most redirects that are followed.
+    hosts: the only host names that may be asked, of redirects too; None: any.
+    private: whether addresses that are not public (private, loopback, link-local, ...) are allowed.
+
+    Raises (when called):
+        ValueError: any of these limits met; another scheme; a status other than 200; a body that
+            is incomplete or compressed; an error of the network. Messages show no query string.
+    """
+
+    max_bytes: int = 32 * 2**20
+    seconds: float = 20.0
+    redirects: int = 3
+    hosts: Collection[str] | None = None
+    private: bool = False
+
+    def __call__(self, url: str) -> bytes:
+        deadline = time.monotonic() + self.seconds
+        for _ in range(self.redirects + 1):
+            parts = self._checked(url)
+            shown = f"{parts.scheme}://{parts.netloc}{parts.path}"
+            try:
+                body, location = self._get(parts, deadline)
+            except (OSError, http.client.HTTPException, UnicodeError) as error:
+                if time.monotonic() >= deadline:
+                    raise ValueError(f"{shown} took over {self.seconds:g} seconds") from error
+                why = str(error) or type(error).__name__
+                raise ValueError(f"{shown} cannot be fetched: {why}") from error
+            except ValueError as error:
+                raise ValueError(f"{shown} {error}") from error
+            if location is None:
+                return body
+            url = urljoin(url, location)
+        raise ValueError(f"{shown} redirects again, after {self.redirects} redirects")
+
+    def _checked(self, url: str) -> SplitResult:
+        try:
+            parts = urlsplit(url)
+            host, _ = parts.hostname, parts.port  # raises for a port that is no number
+        except ValueError as error:
+            raise ValueError(f"not a URL: {error}") from None
+        if parts.scheme not in ("http", "https") or not host:
+            raise ValueError(f"not an http(s) URL with a host (its scheme: {parts.scheme!r})")
+        if "@" in parts.netloc:
+            raise ValueError("a URL with a user name or password in it is not fetched")
+        if self.hosts is not None and host not in {allowed.lower() for allowed in self.hosts}:
+            raise ValueError(f"the host {host!r} is not one of the allowed hosts")
+        return parts
+
+    def _get(self, parts: SplitResult, deadline: float) -> tuple[bytes, str | None]:
+        """One request: the body, or the location that it redirects to."""
+        with self._connect(parts, deadline) as connected:
+            # Each read of a slow sender is in time by itself: the whole needs a clock of its own.
+            timer = threading.Timer(deadline - time.monotonic(), _shut, args=(connected,))
+            timer.start()
+            try:
+                answer = self._talk(connected, parts)
+            finally:
+                timer.cancel()
+        if time.monotonic() >= deadline:  # then the end of the body may be the timer's
+            raise TimeoutError
+        return answer
+
+    def _talk(self, connected: socket.socket, parts: SplitResult) -> tuple[bytes, str | None]:
+        if isinstance(connected, ssl.SSLSocket):
+            connected.do_handshake()
+        connection = http.client.HTTPConnection(parts.netloc)
+        connection.sock = connected
+        target = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~")
+        if parts.query:
+            target += "?" + quote(parts.query, safe="/%:@!$&'()*+,;=~?")
+        headers = {"User-Agent": "pyrerank", "Accept-Encoding": "identity"}
+        connection.request("GET", target, headers=headers)
+        with connection.getresponse() as response:
+            location = response.getheader("Location")
+            if response.status in REDIRECTS and location:
+                return b"", location
+            if response.status != 200:
+                raise ValueError(f"answered {response.status} {response.reason}")
+            if response.getheader("Content-Encoding", "identity") != "identity":
+                raise ValueError("answered with a compressed body, which was not asked for")
+            if (response.length or 0) > self.max_bytes:
+                raise ValueError(f"has {response.length} bytes, over the limit of {self.max_bytes}")
+            body = response.read(self.max_bytes + 1)
+            if len(body) > self.max_bytes:
+                raise ValueError(f"has more bytes than the limit of {self.max_bytes}")
+            if response.length:
+                raise ValueError(f"ended {response.length} bytes early")
+            return body, None
+
+    def _connect(self, parts: SplitResult, deadline: float) -> socket.socket:
+        """A connection to an address of the host, all of which must be allowed."""
+        assert parts.hostname is not None
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
+        for *_, address in found:
+            if not (self.private or _is_public(str(address[0]))):
+                raise ValueError(
+                    f"is at {address[0]}, not a public address; Fetcher(private=True) allows it"
+                )
+        error = OSError("the name has no address")
+        for family, kind, protocol, _, address in found:
+            connected = socket.socket(family, kind, protocol)
+            try:
+                connected.settimeout(max(deadline - time.monotonic(), 0.001))
+                connected.connect(address)
+                if parts.scheme == "http":
+                    return connected
+                return ssl.create_default_context().wrap_socket(
+                    connected, server_hostname=parts.hostname, do_handshake_on_connect=False
+                )
+            except OSError as failed:
+                connected.close()
+                error = failed
+        raise error
+
+
+def _is_public(address: str) -> bool:
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour
+        if ip in NAT64:
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is not None:
+            return _is_public(str(inner))
+    return ip.is_global and not ip.is_multicast
+
+
+def _shut(connected: socket.socket) -> None:
+    """Ends a connection that another thread reads; `ssl.SSLSocket.shutdown` must not."""
+    try:
+        socket.socket.shutdown(connected, socket.SHUT_RDWR)
+    except OSError:
+        return  # it ended by itself in the meantime

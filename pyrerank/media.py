@@ -1,0 +1,119 @@
+"""Media: from what a caller passed as a content to its text, images and videos.
+
+Knows the forms in which people pass them; `pyrerank.pictures` and `pyrerank.video` know pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pyrerank.pictures import Fetch, Image, is_picture, read_image, shown
+from pyrerank.video import Video, read_video
+
+KINDS = ("text", "image_url", "image", "video_url", "video")  # of parts
+
+__all__ = ["Content", "Fetch", "Image", "Video", "read"]
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a query or a document holds, in the order in which a prompt shows it.
+
+    text: the texts joined with nothing between; None where there is no text part at all.
+    """
+
+    videos: tuple[Video, ...] = ()
+    images: tuple[Image, ...] = ()
+    text: str | None = None
+
+
+def read(value: object, name: str, *, fetch: Fetch | None = None) -> Content:
+    """Reads a content; ``name`` (``documents[3]``, ``line 7``) is for the messages.
+
+    value: a str, the text; or a dict with "text", "image" and "video", each one value, a list of
+        values, or None; or a list of OpenAI's parts: {"type": "text", "text": ...}, "image_url"
+        and "video_url" with {"url": ...}, "image" and "video" with any form below.
+    An image: a path, a data:, file: or http(s) URI (str), a Path, bytes, a PIL.Image, or a numpy
+        array uint8 [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (grey, RGB, RGBA).
+    A video: the same but for PIL and numpy, as a file of any format that PyAV decodes; or a list
+        of images of one size, its frames, taken at 2 a second. A list under "video" that starts
+        with an image is one video, otherwise it is a list of videos.
+    fetch: gives the bytes behind an http(s) URL; see `pyrerank.fetch.Fetcher`.
+
+    A file is sampled at 1 frame a second, from 4 frames (where it has them) to 64, evenly, an even
+    number; of a list of more than 64 frames 64 are taken evenly.
+
+    Raises:
+        TypeError: a value of another type.
+        ValueError: an unknown key or kind of part; a file or URL that cannot be read or decoded, an
+            empty, oversized or extremely narrow picture, frames of different sizes; a URL without
+            ``fetch``. (Text is not checked for lone surrogates.)
+        ImportError: a video file, and PyAV is not installed.
+    """
+    if isinstance(value, str):
+        return Content(text=value)
+    if isinstance(value, dict):
+        parts = _dict_parts(value, name)
+    elif isinstance(value, (list, tuple)):
+        parts = [_part(part, f"{name}, part[{i}]") for i, part in enumerate(value)]
+    else:
+        raise TypeError(
+            f"{name} must be a str, a dict with 'text', 'image' or 'video', or a list of parts, "
+            f"got {type(value).__name__}"
+        )
+    texts, images, videos = [], [], []
+    for kind, part, where in parts:
+        if kind == "video":
+            videos.append(read_video(part, where, fetch))
+        elif kind == "image":
+            images.append(read_image(part, where, fetch))
+        elif isinstance(part, str):
+            texts.append(part)
+        else:
+            raise TypeError(f"{where} must be str, got {type(part).__name__}")
+    return Content(tuple(videos), tuple(images), "".join(texts) if texts else None)
+
+
+Part = tuple[str, object, str]  # "text", "image" or "video"; its value; its name for messages
+
+
+def _dict_parts(value: dict[Any, Any], name: str) -> list[Part]:
+    if "type" in value:
+        raise ValueError(f"{name} is a part by itself; wrap parts in a list: [{{'type': ...}}]")
+    _check_keys(value, {"text", "image", "video"}, name)
+    parts = []
+    for kind, given in value.items():
+        several = isinstance(given, (list, tuple))
+        if kind == "video" and several and given:
+            several = not is_picture(given[0])
+        if several:
+            parts += [(kind, part, f"{name}, {kind}[{i}]") for i, part in enumerate(given)]
+        elif given is not None:
+            parts.append((kind, given, f"{name}, {kind}"))
+    return parts
+
+
+def _part(part: object, name: str) -> Part:
+    if not isinstance(part, dict):
+        raise TypeError(f"{name} must be a dict with a 'type', got {type(part).__name__}")
+    kind = part.get("type")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ValueError(f"{name} is of type {shown(kind)}; known: {', '.join(KINDS)}")
+    _check_keys(part, {"type", kind}, name)
+    if kind not in part:
+        raise ValueError(f"{name} is of type {kind!r} and has no {kind!r}")
+    value = part[kind]
+    if kind.endswith("_url"):
+        if isinstance(value, dict):
+            _check_keys(value, {"url", "detail"}, name)  # a hint to OpenAI's own models
+            value = value.get("url")
+        if not isinstance(value, str):
+            raise TypeError(f"{name}: the URL must be str, got {type(value).__name__}")
+    return kind.removesuffix("_url"), value, name
+
+
+def _check_keys(value: dict[Any, Any], known: set[str], name: str) -> None:
+    for key in value:
+        if key not in known:
+            raise ValueError(f"{name} has an unknown key {shown(key)}; known: {sorted(known)}")

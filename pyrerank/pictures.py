@@ -1,0 +1,246 @@
+"""Pictures: from a path, URI, bytes, PIL.Image or numpy array to a resized image.
+
+Pixels are decoded as a viewer shows them and resized as the published reference of the VL models
+does it (github.com/QwenLM/Qwen3-VL-Embedding at 8ce3aab, `src/models/qwen3_vl_reranker.py`, over
+`qwen_vl_utils.vision_process` of github.com/QwenLM/Qwen3-VL). Knows nothing of tokens or models.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import unquote_to_bytes
+from urllib.request import url2pathname
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]
+Fetch = Callable[[str], bytes]
+
+SIDE = 32  # of a merged patch, one token, in pixels: 2 x 2 patches of 16
+IMAGE_PIXELS = 4 * SIDE**2, 1800 * SIDE**2  # least and most of an image in the published reference
+MAX_ASPECT = 200  # of the published reference
+MAX_PIXELS = 89_478_485  # of a picture before resizing; from there Pillow, too, warns of attacks
+
+# What people have; not what Pillow hands to another program (EPS) or a renderer (WMF), nor what it
+# takes nearly any bytes for (TGA).
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF", "JPEG2000", "ICO")
+
+
+@dataclass(frozen=True)
+class Image:
+    """One resized picture; images with equal pixels are equal and hash alike.
+
+    pixels: uint8 [height, width, 3], RGB, both sides multiples of 32.
+    digest: 16 bytes that name shape and pixels.
+    """
+
+    pixels: Pixels = field(compare=False, repr=False)
+    digest: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "digest", digest_of(self.pixels))
+
+
+def read_image(value: object, name: str, fetch: Fetch | None) -> Image:
+    """An image in any form, resized; see `pyrerank.media.read`."""
+    return Image(resized_image(value, name, fetch))
+
+
+def resized_image(value: object, name: str, fetch: Fetch | None) -> Pixels:
+    """The pixels of `read_image`, uint8 [height, width, 3]."""
+    picture = _rgb(value, name, fetch)
+    height, width = fitting_size(picture.height, picture.width, *IMAGE_PIXELS)
+    return np.array(picture.resize((width, height), PIL.Image.Resampling.BICUBIC))
+
+
+def _rgb(value: object, name: str, fetch: Fetch | None) -> PIL.Image.Image:
+    """An image in any form as RGB, as a viewer shows it."""
+    if isinstance(value, np.ndarray):
+        value = _from_array(value, name)
+    if isinstance(value, PIL.Image.Image):
+        return _shown_rgb(value, name)
+    file = open_source(value, name, fetch)
+    if file is None:
+        raise TypeError(
+            f"{name} must be a path, a URI, bytes, a PIL.Image or a numpy array, got "
+            f"{type(value).__name__}"
+        )
+    with file:
+        try:
+            picture = _identified(file)
+        except PIL.UnidentifiedImageError:
+            what = "is empty" if not file.seek(0, io.SEEK_END) else "is not a picture"
+            raise ValueError(f"{name} {what}; known formats: {', '.join(FORMATS)}") from None
+        except Exception as error:  # decoders raise nearly anything for a damaged file
+            raise ValueError(f"{name} cannot be decoded: {error}") from error
+        with picture:
+            return _shown_rgb(picture, name)
+
+
+def _identified(file: BinaryIO) -> PIL.Image.Image:
+    """Opened, not yet decoded; a format that this Pillow was built without is not known."""
+    PIL.Image.init()
+    return PIL.Image.open(file, formats=[f for f in FORMATS if f in PIL.Image.OPEN])
+
+
+def _from_array(array: NDArray[Any], name: str) -> PIL.Image.Image:
+    if array.dtype != np.uint8:
+        raise TypeError(f"{name} must be a uint8 array, got {array.dtype}; scale it to 0..255")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim != 2 and (array.ndim != 3 or array.shape[2] not in (3, 4)):
+        raise ValueError(
+            f"{name} must have shape [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], got "
+            f"{list(array.shape)}"
+        )
+    check_size(array.shape[0], array.shape[1], name)
+    return PIL.Image.fromarray(np.ascontiguousarray(array))
+
+
+def _shown_rgb(picture: PIL.Image.Image, name: str) -> PIL.Image.Image:
+    """The first frame: upright, 8 bits a channel, on white where it is transparent."""
+    check_size(picture.height, picture.width, name)
+    try:
+        picture = PIL.ImageOps.exif_transpose(picture)
+        if picture.mode == "F":
+            raise ValueError("its values are floating-point; scale them to 0..255 as uint8 first")
+        if picture.mode.startswith("I"):
+            picture = _from_16_bits(picture)
+        if picture.has_transparency_data:
+            layer = picture.convert("RGBA")
+            picture = PIL.Image.new("RGB", layer.size, (255, 255, 255))
+            picture.paste(layer, mask=layer.getchannel("A"))
+        return picture.convert("RGB")
+    except Exception as error:  # decoders raise nearly anything for a damaged file
+        raise ValueError(f"{name} cannot be decoded: {error}") from error
+
+
+def _from_16_bits(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """Grey of 16 bits, which Pillow opens as I;16 or as I, scaled to 8 bits."""
+    values = np.asarray(picture.convert("I"))
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError("it has more than 16 bits a channel; convert it to 8 bits first")
+    return PIL.Image.fromarray(((values + 128) // 257).astype(np.uint8))  # 65535 = 257 * 255
+
+
+def check_size(height: int, width: int, name: str) -> None:
+    if not height or not width:
+        raise ValueError(f"{name} is empty: {width} x {height} pixels")
+    if max(height, width) > MAX_ASPECT * min(height, width):
+        raise ValueError(
+            f"{name} is {width} x {height} pixels, a ratio over {MAX_ASPECT}; crop or split it"
+        )
+    if height * width > MAX_PIXELS:
+        raise ValueError(
+            f"{name} is {width} x {height} pixels, over the limit of {MAX_PIXELS}; make it smaller"
+        )
+
+
+def fitting_size(height: int, width: int, least: float, most: float) -> tuple[int, int]:
+    """Height and width, multiples of 32, near the given ones, of ``least`` to ``most`` pixels.
+
+    Rounded to the nearest multiples; where these have too many pixels or too few, scaled to the
+    limit first and then rounded down or up.
+    """
+    rows, columns = max(1, round(height / SIDE)), max(1, round(width / SIDE))
+    if rows * columns * SIDE**2 > most:
+        shrink = math.sqrt(height * width / most)
+        rows = max(1, math.floor(height / shrink / SIDE))
+        columns = max(1, math.floor(width / shrink / SIDE))
+    elif rows * columns * SIDE**2 < least:
+        grow = math.sqrt(least / (height * width))
+        rows, columns = math.ceil(height * grow / SIDE), math.ceil(width * grow / SIDE)
+    return rows * SIDE, columns * SIDE
+
+
+def digest_of(pixels: Pixels) -> bytes:
+    """16 bytes that name the shape and the values of ``pixels``."""
+    hashed = blake2b(repr(pixels.shape).encode(), digest_size=16)
+    hashed.update(np.ascontiguousarray(pixels).data)
+    return hashed.digest()
+
+
+def is_picture(value: object) -> bool:
+    """Whether the first entry of a list under "video" is a frame, not a video."""
+    if isinstance(value, str):
+        if value[:5].lower() == "data:":
+            return value[5:11].lower() == "image/"
+        value = Path(value.split("?")[0] if is_url(value) else value)
+    if isinstance(value, Path):
+        return PIL.Image.registered_extensions().get(value.suffix.lower()) in FORMATS
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        try:
+            _identified(io.BytesIO(value)).close()
+        except Exception:  # whatever is wrong with it as a picture, it may be a video
+            return False
+        return True
+    return not isinstance(value, (list, tuple))
+
+
+def open_source(value: object, name: str, fetch: Fetch | None) -> BinaryIO | None:
+    """The encoded file that ``value`` holds or names; None where it is not of such a type."""
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return io.BytesIO(value)
+    if isinstance(value, str):
+        if value[:5].lower() == "data:":
+            return io.BytesIO(_data(value, name))
+        if is_url(value):
+            return io.BytesIO(_fetched(value, name, fetch))
+        path = Path(url2pathname(value[7:]) if value[:7].lower() == "file://" else value)
+    elif isinstance(value, Path):
+        path = value
+    else:
+        return None
+    try:
+        if path.is_file():  # a pipe or a device could be endless
+            return path.open("rb")
+        problem = "is not a file" if path.exists() else "does not exist"
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror}"
+    hint = "; encoded pictures in a str start with 'data:'" if len(str(path)) > 255 else ""
+    raise ValueError(f"{name}: {shown(str(path))} {problem}{hint}")
+
+
+def is_url(value: str) -> bool:
+    return value[:8].lower().startswith(("http://", "https://"))
+
+
+def _data(uri: str, name: str) -> bytes:
+    head, comma, body = uri.partition(",")
+    if not comma:
+        raise ValueError(f"{name}: the data: URI {shown(uri)} has no comma before its data")
+    try:
+        raw = unquote_to_bytes(body)
+        if not head.lower().endswith(";base64"):
+            return raw
+        return base64.b64decode(b"".join(raw.split()), validate=True)
+    except ValueError as error:
+        raise ValueError(f"{name}: the data: URI is not valid: {error}") from None
+
+
+def _fetched(url: str, name: str, fetch: Fetch | None) -> bytes:
+    if fetch is None:
+        raise ValueError(
+            f"{name} is a URL, and fetching is off; download the file yourself, or turn fetching "
+            "on with a pyrerank.fetch.Fetcher"
+        )
+    try:
+        return fetch(url)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def shown(value: object) -> str:
+    """A value for a message, never pages of base64."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:76]}...{text[-1]}"
