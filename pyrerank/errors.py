@@ -8,7 +8,7 @@ class CheckpointError(ValueError):
 
 
 class NonFiniteScore(ArithmeticError):
-    """The model gave NaN or infinity for a pair."""
+    """The model gave NaN or infinity for a pair, or for an input of an embedder."""
 
 
 class DeviceError(RuntimeError):

@@ -216,6 +216,7 @@ class EmbeddingEncoder:
         self._family = family
         self._text = plain_text(tokenizer)
         controls = ("<|endoftext|>",) if family == "qwen3" else ("<|im_start|>", "<|im_end|>")
+        self._check_room = lru_cache(maxsize=64)(self._check_instruction)
         self._controls = {name: [single_token(tokenizer, name)] for name in controls} | {"": []}
 
     def wording(self, name: str, value: object, instruction: str | None) -> Wording:
@@ -234,15 +235,18 @@ class EmbeddingEncoder:
                 f"{name}: it is formatted with the instruction {own!r}, and instruction= says "
                 f"{instruction!r}; give one of them"
             )
-        wording = embedding_prompt(self._family, instruction if own is None else own, text)
-        empty = embedding_prompt(self._family, instruction if own is None else own, "")
-        left = MAX_EMBEDDING_TOKENS - self._length(empty)
+        chosen = instruction if own is None else own
+        self._check_room(chosen)
+        return embedding_prompt(self._family, chosen, text)
+
+    def _check_instruction(self, instruction: str | None) -> None:
+        [empty] = self.encode([embedding_prompt(self._family, instruction, "")])
+        left = MAX_EMBEDDING_TOKENS - len(empty.ids) - empty.truncated
         if left < LEAST_CONTENT:
             raise ValueError(
                 f"instruction is {LEAST_CONTENT - left} tokens too long: a prompt of "
                 f"{MAX_EMBEDDING_TOKENS} tokens must leave {LEAST_CONTENT} for the content"
             )
-        return wording
 
     def stream(self, wordings: Sequence[Wording]) -> Iterator[Prompt]:
         """Encodes any number of inputs, holding the token ids of a few hundred at a time."""
@@ -264,7 +268,3 @@ class EmbeddingEncoder:
                 ids += part.ids[:kept] + self._controls[control]
             prompts.append(Prompt(ids, excess))
         return prompts
-
-    def _length(self, wording: Wording) -> int:
-        [prompt] = self.encode([wording])
-        return len(prompt.ids) + prompt.truncated
