@@ -1,11 +1,12 @@
-"""pyrerank: relevance scores from Qwen3 rerankers, prefill only, with its own Ascend C kernels."""
+"""pyrerank: relevance scores and embeddings from Qwen3 models, prefill only, with its own Ascend C
+kernels."""
 
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pyrerank.embedder import Embedder, embed
+    from pyrerank.embedder import Embedder, Embedding, embed
     from pyrerank.errors import (
         CheckpointError,
         DeviceError,
@@ -13,15 +14,20 @@ if TYPE_CHECKING:
         NonFiniteScore,
         OutOfMemory,
     )
+    from pyrerank.fetch import Fetcher
     from pyrerank.inputs import Explanation
+    from pyrerank.pictures import Media
     from pyrerank.reranker import Ranked, Reranker, Score, explain, rank, score
 
 __all__ = [
     "CheckpointError",
     "DeviceError",
     "Embedder",
+    "Embedding",
     "EngineClosed",
     "Explanation",
+    "Fetcher",
+    "Media",
     "NonFiniteScore",
     "OutOfMemory",
     "Ranked",
@@ -40,7 +46,7 @@ def __getattr__(name: str) -> Any:
     # a torch that does not import
     if name not in __all__:
         raise AttributeError(f"module 'pyrerank' has no attribute {name!r}")
-    for home in ("errors", "embedder", "reranker"):
+    for home in ("errors", "fetch", "pictures", "embedder", "reranker"):
         module = import_module(f"pyrerank.{home}")
         if hasattr(module, name):
             return getattr(module, name)

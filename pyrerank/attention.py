@@ -1,8 +1,9 @@
-"""Causal attention within each of several packed sequences: the one place where devices differ.
+"""Attention within each of several packed sequences: the one place where devices differ.
 
 An implementation takes query [T, heads, head_dim], key and value [T, kv_heads, head_dim] (heads a
-multiple of kv_heads) and the `Batch` that says where sequences end, scales by 1 / sqrt(head_dim),
-and returns [T, heads, head_dim] in the dtype of query.
+multiple of kv_heads) and what says where sequences end, scales by 1 / sqrt(head_dim), and returns
+[T, heads, head_dim] in the dtype of query.  The decoder's is causal and chosen once an engine, by
+`choose`; the vision tower's is `full`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ DENSE_ROWS = 128
 
 
 def choose(device: torch.device, dtype: torch.dtype, *, captured: bool) -> Attend:
-    """The implementation for a device and dtype.
+    """The causal implementation for a device and dtype.
 
     ``captured``: in a graph, whose lengths are other ones at each replay, so that only tensors (and
     on an NPU the arguments that `NPUGraph.update` replaces) may tell where a sequence ends.
@@ -43,18 +44,32 @@ def choose(device: torch.device, dtype: torch.dtype, *, captured: bool) -> Atten
     return varlen if half and varlen_attn is not None else dense
 
 
+def full(query: Tensor, key: Tensor, value: Tensor, lengths: list[int]) -> Tensor:
+    """Every token against all of its sequence, of ``lengths`` tokens each.
+
+    Never in a graph.  An NPU takes all sequences in one call in 16 bit; elsewhere each is a call of
+    its own.
+    """
+    if query.device.type == "npu" and query.dtype != torch.float32:
+        return _fused_infer(query, key, value, lengths, mask=None)
+    return _one_by_one(query, key, value, lengths, is_causal=False)
+
+
 def by_sequence(query: Tensor, key: Tensor, value: Tensor, batch: Batch) -> Tensor:
     """One call a sequence, so a neighbour changes no bit of it."""
+    return _one_by_one(query, key, value, batch.lengths, is_causal=True)
+
+
+def _one_by_one(
+    query: Tensor, key: Tensor, value: Tensor, lengths: list[int], *, is_causal: bool
+) -> Tensor:
     out = torch.empty_like(query)
-    pieces = zip(*(x.split(batch.lengths) for x in (out, query, key, value)), strict=True)
+    pieces = zip(*(x.split(lengths) for x in (out, query, key, value)), strict=True)
     for o, q, k, v in pieces:
         # (1, heads, tokens, head_dim)
         q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
-        o.copy_(
-            F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)[0].transpose(
-                0, 1
-            )
-        )
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal, enable_gqa=True)
+        o.copy_(mixed[0].transpose(0, 1))
     return out
 
 
@@ -96,43 +111,57 @@ def causal_mask(device: torch.device) -> Tensor:
 
 
 class FusedInfer:
-    """CANN's fused inference attention in TND layout; NPU, 16 bit.
-
-    What it asks for is documented with ``npu_fused_infer_attention_score_v2`` in op-plugin: head
-    sizes 128 and 192, and 64 without grouping; contiguous inputs; lengths as a cumulative list that
-    ends with T; for causal masking sparse mode 3 with the upper triangle of a 2048 x 2048 matrix,
-    whatever the lengths are.
-    """
+    """CANN's fused inference attention, causal; NPU, 16 bit."""
 
     def __init__(self, device: torch.device) -> None:
         self._mask = causal_mask(device)
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, batch: Batch) -> Tensor:
-        heads, head_dim = query.shape[1:]
-        kv_heads = key.shape[1]
-        sizes = (64, 128, 192) if heads == kv_heads else (128, 192)
-        size = next((s for s in sizes if s >= head_dim), None)
-        if size is None:
-            raise ValueError(f"head_dim {head_dim}: attention on an NPU takes at most {sizes[-1]}")
-        if size != head_dim:
-            query, key, value = (F.pad(x, (0, size - head_dim)) for x in (query, key, value))
-        out: Tensor = torch.ops.npu.npu_fused_infer_attention_score_v2(
-            query.contiguous(),
-            key.contiguous(),
-            value.contiguous(),
-            # by keyword: NPUGraph.update replaces nothing else
-            **self.lengths(batch.lengths),
-            atten_mask=self._mask,
-            num_query_heads=heads,
-            num_key_value_heads=kv_heads,
-            softmax_scale=head_dim**-0.5,
-            input_layout="TND",
-            sparse_mode=3,
-        )[0]
-        return out[..., :head_dim]
+        return _fused_infer(query, key, value, batch.lengths, mask=self._mask)
 
     @staticmethod
     def lengths(lengths: list[int]) -> dict[str, list[int]]:
         """The arguments that change from batch to batch."""
         ends = list(accumulate(lengths))
         return {"actual_seq_qlen": ends, "actual_seq_kvlen": ends}
+
+
+def padded_head_dim(head_dim: int, *, grouped: bool) -> int:
+    """The head size that CANN's fused inference attention takes in place of ``head_dim``."""
+    sizes = (128, 192) if grouped else (64, 128, 192)
+    size = next((s for s in sizes if s >= head_dim), None)
+    if size is None:
+        raise ValueError(f"head_dim {head_dim}: attention on an NPU takes at most {sizes[-1]}")
+    return size
+
+
+def _fused_infer(
+    query: Tensor, key: Tensor, value: Tensor, lengths: list[int], *, mask: Tensor | None
+) -> Tensor:
+    """CANN's fused inference attention in TND layout; ``mask``: `causal_mask`, or None for none.
+
+    What it asks for stands in op-plugin's docs/context/npu_fused_infer_attention_score_v2: head
+    sizes 128 and 192, and 64 without grouping; contiguous inputs; at most 4096 lengths, cumulative,
+    that end with T, which is at most 2**20; for causal masking sparse mode 3 with the upper
+    triangle of a 2048 x 2048 matrix, whatever the lengths are; without a mask sparse mode 0, in
+    which every token sees all of its sequence.
+    """
+    heads, head_dim = query.shape[1:]
+    kv_heads = key.shape[1]
+    size = padded_head_dim(head_dim, grouped=heads != kv_heads)
+    if size != head_dim:
+        query, key, value = (F.pad(x, (0, size - head_dim)) for x in (query, key, value))
+    out: Tensor = torch.ops.npu.npu_fused_infer_attention_score_v2(
+        query.contiguous(),
+        key.contiguous(),
+        value.contiguous(),
+        # by keyword: NPUGraph.update replaces nothing else
+        **FusedInfer.lengths(lengths),
+        atten_mask=mask,
+        num_query_heads=heads,
+        num_key_value_heads=kv_heads,
+        softmax_scale=head_dim**-0.5,
+        input_layout="TND",
+        sparse_mode=0 if mask is None else 3,
+    )[0]
+    return out[..., :head_dim]

@@ -45,6 +45,7 @@ class DecoderConfig:
     head_dim: int
     rms_norm_eps: float
     rope_theta: float
+    mrope_section: tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ def open_checkpoint(model: str | os.PathLike[str]) -> Checkpoint:
         family=family,
         classifier=classifier,
         tied=bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
-        config=_decoder_config(path, text),
+        config=_decoder_config(path, family, text),
         settings=config,
         tensors=_tensor_files(path),
     )
@@ -259,7 +260,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     return value
 
 
-def _decoder_config(path: Path, text: Mapping[str, Any]) -> DecoderConfig:
+def _decoder_config(path: Path, family: str, text: Mapping[str, Any]) -> DecoderConfig:
     # rope_parameters is where transformers 5 keeps what earlier files spread over two keys
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
     expected = {
@@ -267,6 +268,7 @@ def _decoder_config(path: Path, text: Mapping[str, Any]) -> DecoderConfig:
         "attention_bias": (text.get("attention_bias", False), False),
         "use_sliding_window": (text.get("use_sliding_window", False), False),
         "rope type": (rope.get("rope_type", rope.get("type", "default")), "default"),
+        "mrope_interleaved": (rope.get("mrope_interleaved", True), True),
     }
     for key, (got, want) in expected.items():
         if got != want:
@@ -274,10 +276,19 @@ def _decoder_config(path: Path, text: Mapping[str, Any]) -> DecoderConfig:
                 f"{path}: config.json sets {key} to {got!r}; pyrerank supports only {want!r}"
             )
     values = dict(text, rope_theta=rope.get("rope_theta", text.get("rope_theta")))
+    half = (text.get("head_dim") or 0) // 2
+    # text models have one position a token; the other default is that of transformers
+    default = (half, 0, 0) if family == "qwen3" else (24, 20, 20)
+    values["mrope_section"] = section = tuple(rope.get("mrope_section", default))
     fields = DecoderConfig.__dataclass_fields__
     missing = [key for key in fields if values.get(key) is None]
     if missing:
         raise CheckpointError(f"{path}: config.json lacks {', '.join(missing)}")
+    if len(section) != 3 or sum(section) != half:
+        raise CheckpointError(
+            f"{path}: mrope_section must be three numbers that add up to {half}, half of head_dim, "
+            f"got {list(section)}"
+        )
     return DecoderConfig(**{key: values[key] for key in fields})
 
 

@@ -1,4 +1,4 @@
-"""Embedding: texts in, vectors out."""
+"""Embedding: inputs in, vectors out."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +16,24 @@ from pyrerank.batch import Batch
 from pyrerank.checkpoint import Checkpoint, model_key, open_checkpoint
 from pyrerank.engine import Engine
 from pyrerank.errors import CheckpointError, NonFiniteScore
-from pyrerank.inputs import EmbeddingEncoder
+from pyrerank.inputs import EmbeddingEncoder, Input, check_list
+from pyrerank.media import Reader
 from pyrerank.model import RMSNorm
-from pyrerank.prompt import Wording
+from pyrerank.pictures import Media
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """One input's result.
+
+    Attributes:
+        vector: float32 [dim].
+        tokens, truncated: as of `pyrerank.Score`.
+    """
+
+    vector: np.ndarray
+    tokens: int
+    truncated: int
 
 
 @dataclass(frozen=True)
@@ -43,12 +59,12 @@ class Embedder(Engine):
     """A loaded embedding model.
 
     Args:
-        model: folder or hub name of a Qwen3-Embedding or Qwen3-VL-Embedding (text inputs); see
+        model: folder or hub name of a Qwen3-Embedding or Qwen3-VL-Embedding; see
             `open_checkpoint`.
         dim: numbers a vector, from 1 to the model's hidden_size; None keeps all.  The models are
             trained so that the first numbers alone are an embedding too (Matryoshka).
         normalize: whether vectors have length 1, after truncation to ``dim``.
-        device, dtype, token_budget, graph: as for `Reranker`.
+        device, dtype, token_budget, graph, vision_cache: as for `Reranker`.
 
     Raises: as `Reranker`.
     """
@@ -63,6 +79,7 @@ class Embedder(Engine):
         dtype: str | torch.dtype | None = None,
         token_budget: int = 8192,
         graph: bool | None = None,
+        vision_cache: int = 1 << 30,
     ) -> None:
         checkpoint = open_checkpoint(model)
         size = checkpoint.config.hidden_size
@@ -81,56 +98,63 @@ class Embedder(Engine):
             dtype=dtype,
             token_budget=token_budget,
             graph=graph,
+            vision_cache=vision_cache,
         )
 
     def embed(
         self,
-        inputs: Sequence[str],
+        inputs: Sequence[Any],
         *,
         instruction: str | None = None,
+        media: Media | None = None,
         progress: bool | None = None,
     ) -> np.ndarray:
         """One vector for each input, in the order given.
 
         Args:
-            inputs: at least one text.
+            inputs: a list of at least one content, as in `Reranker.score`.
             instruction: what the vectors are for.  With Qwen3-Embedding give one for queries, and
                 none for documents; with Qwen3-VL-Embedding None is the default it was published
                 with.
-            progress: as in `Reranker.score`.
+            media, progress: as in `Reranker.score`.
 
         Returns:
             float32 [inputs, dim].
 
-        Raises:
-            TypeError, ValueError: an argument of the wrong type, or a text that is not valid
-                Unicode; names its index.  Nothing was embedded.
-            NonFiniteScore: the weights or the arithmetic gave a NaN or an infinity.
+        Raises: as `Reranker.score`.
         """
-        if isinstance(inputs, (str, bytes)) or not isinstance(inputs, Sequence):
-            raise TypeError(
-                f"inputs must be a list of str, got {type(inputs).__name__}; wrap a single text in "
-                "a list"
-            )
-        if not inputs:
-            raise ValueError("inputs is empty; give at least one text")
-        wordings = [
-            self._encoder.wording(f"inputs[{i}]", value, instruction)
-            for i, value in enumerate(inputs)
+        check_list("inputs", inputs)
+        reader = Reader(media)
+        items = [
+            self.input(f"inputs[{i}]", value, instruction, reader) for i, value in enumerate(inputs)
         ]
-        unique = list(dict.fromkeys(wordings))
-        vectors: dict[Wording, np.ndarray] = {}
+        return np.stack([result.vector for result in self.run(items, progress=progress)])
+
+    def input(
+        self,
+        name: str,
+        value: object,
+        instruction: str | None = None,
+        reader: Reader | None = None,
+    ) -> Input:
+        """Reads and validates one input for `run`; ``name`` is what error messages call it."""
+        return self._encoder.input(name, value, instruction, reader)
+
+    def run(self, inputs: Sequence[Input], *, progress: bool | None = None) -> list[Embedding]:
+        """Embeds validated inputs, in order, however many there are; equal ones are run once."""
+        unique = list(dict.fromkeys(inputs))
+        results: dict[Input, Embedding] = {}
         passes = self.passes(self._encoder.stream(unique), len(unique), "input", progress)
-        for wording, (_, row) in zip(unique, passes, strict=True):
+        for item, (prompt, row) in zip(unique, passes, strict=True):
             vector = row.float().numpy()
             if not np.isfinite(vector).all():
-                raise NonFiniteScore(self._not_finite(f"inputs[{wordings.index(wording)}]"))
-            vectors[wording] = vector
-        return np.stack([vectors[wording] for wording in wordings])
+                raise NonFiniteScore(self._not_finite(f"inputs[{inputs.index(item)}]"))
+            results[item] = Embedding(vector, len(prompt.ids), prompt.truncated)
+        return [results[item] for item in inputs]
 
 
 def embed(
-    inputs: Sequence[str],
+    inputs: Sequence[Any],
     *,
     model: str | os.PathLike[str],
     instruction: str | None = None,
@@ -138,14 +162,15 @@ def embed(
     normalize: bool = True,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    media: Media | None = None,
     progress: bool | None = None,
 ) -> np.ndarray:
-    """Embeds texts with the checkpoint ``model``; see `Embedder` and `Embedder.embed`.
+    """Embeds inputs with the checkpoint ``model``; see `Embedder` and `Embedder.embed`.
 
     The checkpoint loaded last stays in memory for the next call with the same arguments.
     """
     engine = _loaded(model_key(model), dim, normalize, device, dtype)
-    return engine.embed(inputs, instruction=instruction, progress=progress)
+    return engine.embed(inputs, instruction=instruction, media=media, progress=progress)
 
 
 def _encoder(checkpoint: Checkpoint) -> EmbeddingEncoder:

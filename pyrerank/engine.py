@@ -22,9 +22,11 @@ from pyrerank.batch import Batch, pack, plan
 from pyrerank.checkpoint import Checkpoint
 from pyrerank.device import reserve, resolve, runtime, works
 from pyrerank.errors import DeviceError, EngineClosed, OutOfMemory
+from pyrerank.features import Features
 from pyrerank.graph import GraphError, Graphs
 from pyrerank.inputs import Prompt
 from pyrerank.model import Decoder, RMSNorm
+from pyrerank.vision import VisionTower
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -49,10 +51,11 @@ class Engine:
     Args:
         checkpoint: where the decoder's weights are.
         head: makes the head, on the device that it is given.
-        device, dtype, token_budget, graph: see `Reranker`.
+        device, dtype, token_budget, graph, vision_cache: see `Reranker`.
 
     Attributes:
         graphs: the captured passes with their counters; None where passes run eagerly.
+        features: the vision tower with its counter; None where the model reads text only.
 
     Raises: as `Reranker`.
     """
@@ -66,9 +69,12 @@ class Engine:
         dtype: str | torch.dtype | None,
         token_budget: int,
         graph: bool | None,
+        vision_cache: int,
     ) -> None:
         if not isinstance(token_budget, int) or token_budget < 1:
             raise ValueError(f"token_budget must be a positive int, got {token_budget!r}")
+        if not isinstance(vision_cache, int) or vision_cache < 0:
+            raise ValueError(f"vision_cache must be a number of bytes or 0, got {vision_cache!r}")
         self.device = resolve(device)
         if graph and self.device.type == "cpu":
             raise ValueError("graph=True needs a device with graphs: npu or cuda")
@@ -77,8 +83,12 @@ class Engine:
         self.checkpoint = checkpoint
         self._lost: str | None = None
         self.graphs: Graphs | None = None
+        self.features: Features | None = None
         with self._failures():
             decoder = Decoder.load(checkpoint, self.device, self.dtype)
+            if checkpoint.family == "qwen3-vl":
+                tower = VisionTower.load(checkpoint, self.device, self.dtype)
+                self.features = Features(tower, token_budget, vision_cache)
             self._model = _Model(decoder, head(self.device))
             self._attend = choose(self.device, self.dtype, captured=False)
             if graph or (graph is None and self.device.type == "npu"):
@@ -97,6 +107,7 @@ class Engine:
                 self.token_budget,
                 updated,
                 self._model.decoder.activation_bytes(self.token_budget, attend),
+                self.features,
             )
         except GraphError as error:
             self._give_up_graphs(error)
@@ -104,6 +115,7 @@ class Engine:
     def device_memory(self) -> int:
         """Bytes of device memory the engine takes: weights, and one pass of ``token_budget``.
 
+        Of a model that reads pictures also the tower, its pass, and all of ``vision_cache``.
         Allocators round up what they take, by less than a twentieth of the sum for the published
         models.  A prompt longer than ``token_budget`` takes more.
         """
@@ -111,7 +123,8 @@ class Engine:
         attend = choose(self.device, self.dtype, captured=self.graphs is not None)
         mask = causal_mask(self.device).nbytes if isinstance(attend, FusedInfer) else 0
         weights = sum(parameter.nbytes for parameter in decoder.parameters())
-        return weights + mask + decoder.activation_bytes(self.token_budget, attend)
+        vision = self.features.device_memory() if self.features is not None else 0
+        return weights + mask + decoder.activation_bytes(self.token_budget, attend) + vision
 
     def warmup(self) -> None:
         """Captures the graph of every bucket now, instead of at its first use; without graphs,
@@ -142,8 +155,8 @@ class Engine:
 
     @torch.inference_mode()
     def _forward(self, prompts: Sequence[Prompt]) -> torch.Tensor:
-        batch = pack(prompts)
         with self._failures():
+            batch = pack(prompts, self._vision_rows(prompts))
             out = self._replay(batch)
             if out is None:
                 out = self._model(batch.to(self.device), self._attend)
@@ -152,6 +165,10 @@ class Engine:
         if self.device.type != "cpu" and rows.isnan().any() and not works(self.device):
             self._close("the device dropped work")
         return rows
+
+    def _vision_rows(self, prompts: Sequence[Prompt]) -> torch.Tensor | None:
+        visuals = [visual for prompt in prompts for visual in prompt.visuals]
+        return self.features.rows(visuals) if self.features is not None and visuals else None
 
     def _replay(self, batch: Batch) -> torch.Tensor | None:
         """The results of `_Model` from a graph; None where there is none."""
@@ -186,6 +203,8 @@ class Engine:
             yield
         except torch.OutOfMemoryError as error:
             traceback.clear_frames(error.__traceback__)  # they hold tensors
+            if self.features is not None:
+                self.features.clear()
             runtime(self.device).empty_cache()
             raise OutOfMemory(
                 f"{self.device} has too little free memory: {error}. Lower token_budget, which is "

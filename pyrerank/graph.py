@@ -1,16 +1,17 @@
 """Whole-forward graphs: a pass is captured once a bucket, and replayed with other inputs.
 
-A bucket is a number of packed tokens T and a number of sequences S.  A batch is padded to the
-smallest bucket that holds it: the spare rows are one more sequence, which no result looks at.
-Inputs are copied into static buffers; lengths, which attention on an NPU takes from the host, are
-replaced in the captured graph by ``NPUGraph.update``.
+A bucket is a number of packed tokens T and a number of sequences S, with pictures or without.  A
+batch is padded to the smallest bucket that holds it: the spare rows are one more sequence, which no
+result looks at.  Inputs, features of pictures among them, are copied into static buffers; lengths,
+which attention on an NPU takes from the host, are replaced in the captured graph by
+``NPUGraph.update``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ import torch
 from pyrerank.attention import FusedInfer
 from pyrerank.batch import MAX_SEQUENCES, Batch, pad
 from pyrerank.device import reserve, runtime
+from pyrerank.features import Features
 
 # Tokens of the buckets grow by a quarter of a power of two: 128, 160, 192, 224, 256, 320, ...
 # Of a bucket's rows at most a fifth is padding, but for a batch of less than 128 tokens.
@@ -29,10 +31,12 @@ TOKENS_PER_SEQUENCE = 32
 
 @dataclass(frozen=True)
 class Bucket:
-    """Room for ``tokens`` rows in ``sequences`` prompts."""
+    """Room for ``tokens`` rows in ``sequences`` prompts; ``vision``: any number of the rows are of
+    pictures."""
 
     tokens: int
     sequences: int
+    vision: bool = False
 
 
 class GraphError(RuntimeError):
@@ -58,6 +62,7 @@ class Graphs:
         token_budget: most tokens of a pass; bounds the number of buckets.
         updated: attention operators whose lengths are updated on the host, in a pass.
         workspace: bytes that the largest pass needs; all graphs share them.
+        features: of a model that reads pictures.
 
     Attributes:
         captures: passes captured so far.
@@ -74,6 +79,7 @@ class Graphs:
         token_budget: int,
         updated: int,
         workspace: int,
+        features: Features | None,
     ) -> None:
         self.captures = self.replays = 0
         self.buckets = buckets(token_budget)
@@ -84,10 +90,14 @@ class Graphs:
         self._module = runtime(device)
         self._graphs: dict[Bucket, tuple[Any, torch.Tensor]] = {}
         largest = self.buckets[-1]
-        size = 2 * largest.tokens + largest.sequences + 2
+        size = 5 * largest.tokens + largest.sequences + 2  # of which T only with pictures
+        self._features: torch.Tensor | None = None
         try:
             with self._module.device(device):
                 self._inputs = torch.zeros(size, dtype=torch.int32, device=device)
+                if features is not None:
+                    self._features = features.zeros(largest.tokens)
+                    self.buckets += [replace(bucket, vision=True) for bucket in self.buckets]
                 self._pool = self._module.graph_pool_handle()
                 self._stream = self._module.Stream()
                 self._update_stream = self._module.Stream()
@@ -96,8 +106,10 @@ class Graphs:
 
     def bucket(self, batch: Batch) -> Bucket | None:
         """The smallest bucket that holds the batch, or None."""
+        vision = batch.features is not None
         for bucket in self.buckets:
-            if bucket.tokens >= batch.tokens and bucket.sequences >= len(batch.lengths):
+            fits = bucket.tokens >= batch.tokens and bucket.sequences >= len(batch.lengths)
+            if fits and bucket.vision == vision:
                 return bucket
         return None
 
@@ -123,6 +135,11 @@ class Graphs:
         # what a replay that never ran would leave is no score
         out.fill_(torch.nan)
         self._inputs[: len(padded.data)].copy_(padded.data.pin_memory(), non_blocking=True)
+        if batch.features is not None and self._features is not None:
+            static = self._features[:, : bucket.tokens]
+            rows = batch.features.shape[1]
+            static[:, :rows].copy_(batch.features)
+            static[:, rows:].copy_(batch.features[:, :1])  # as `pad` repeats the index
         try:
             if self._updated:
                 # exactly once a replay, which waits for it
@@ -142,9 +159,13 @@ class Graphs:
         return self._graphs[bucket]
 
     def _capture(self, bucket: Bucket) -> tuple[Any, torch.Tensor]:
-        nothing = Batch(torch.zeros(1, dtype=torch.int32), [])
+        # no prompts: cu_seqlens is [0], and so is the index of a batch with pictures
+        nothing = Batch(torch.zeros(1 + bucket.vision, dtype=torch.int32), [])
         host = pad(nothing, bucket.tokens, bucket.sequences)
-        static = Batch(self._inputs[: len(host.data)], host.lengths)
+        features = None
+        if bucket.vision and self._features is not None:
+            features = self._features[:, : bucket.tokens]
+        static = Batch(self._inputs[: len(host.data)], host.lengths, features)
         try:
             static.data.copy_(host.data)
             if not self._graphs:

@@ -6,26 +6,33 @@ User text is encoded by the bare byte-level BPE model, which has no control toke
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 from tokenizers import Encoding, Tokenizer
 
+from pyrerank.media import Content, Image, Reader, Video, is_parts
+from pyrerank.pictures import SIDE
 from pyrerank.prompt import (
-    HEAD,
+    IMAGE,
     MAX_EMBEDDING_TOKENS,
-    Template,
-    UserTurn,
+    TEMPLATES,
+    VIDEO,
     Wording,
     embedding_prompt,
     unformat,
     unformat_embedding,
 )
 
+START, END = "<|vision_start|>", "<|vision_end|>"
 # An instruction that leaves less is a mistake; and as words at the seams of the template may share
 # a token with it, a few more tokens than the template's own can be beyond truncation.
 LEAST_CONTENT = 16
+
+
+Visual: TypeAlias = Image | Video
 
 
 @dataclass(frozen=True)
@@ -33,16 +40,51 @@ class Pair:
     """One query and document, validated, with any template of the caller's undone."""
 
     instruction: str
-    query: str
-    document: str
+    query: Content
+    document: Content
+
+    @property
+    def contents(self) -> tuple[Content, ...]:
+        """In the order of the prompt."""
+        return self.query, self.document
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of an embedder, validated, with any template of the caller's undone."""
+
+    instruction: str | None
+    content: Content
+
+    @property
+    def contents(self) -> tuple[Content, ...]:
+        """As `Pair.contents`."""
+        return (self.content,)
+
+
+class Span(NamedTuple):
+    """A run of vision tokens in a prompt: its first token, and how many rows and columns it has."""
+
+    start: int
+    height: int
+    width: int
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids of a whole prompt, and how many text tokens were cut to fit the limit."""
+    """A whole prompt as token ids.
+
+    Attributes:
+        ids: token ids.
+        truncated: how many text tokens were cut to fit the limit.
+        visuals: images and videos, in the order of the prompt.
+        spans: their runs of vision tokens: one an image, and one a pair of frames of a video.
+    """
 
     ids: list[int]
     truncated: int
+    visuals: tuple[Visual, ...] = ()
+    spans: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,30 +96,33 @@ class Explanation:
     truncated: int
 
 
-def pair_up(query: str | Sequence[str], documents: Sequence[str]) -> list[tuple[str, str]]:
+def pair_up(query: object, documents: object) -> list[tuple[object, object]]:
     """Pairs one query with every document, or queries and documents one to one.
 
     Raises:
-        TypeError: an argument of another type.
+        TypeError: documents that are not a list.
         ValueError: no documents, or lists of different lengths.
     """
-    if isinstance(documents, (str, bytes)) or not isinstance(documents, Sequence):
-        raise TypeError(
-            f"documents must be a list of str, got {type(documents).__name__}; "
-            "wrap a single document in a list"
-        )
-    if not documents:
-        raise ValueError("documents is empty; give at least one document")
-    if isinstance(query, str):
+    check_list("documents", documents)
+    assert isinstance(documents, Sequence)
+    if not isinstance(query, (list, tuple)) or is_parts(query):
         return [(query, document) for document in documents]
-    if isinstance(query, bytes) or not isinstance(query, Sequence):
-        raise TypeError(f"query must be str or a list of str, got {type(query).__name__}")
     if len(query) != len(documents):
         raise ValueError(
             f"query has {len(query)} entries and documents has {len(documents)}; give one query "
-            "for all documents (a str), or lists of equal length"
+            "for all documents, or lists of equal length"
         )
     return list(zip(query, documents, strict=True))
+
+
+def check_list(name: str, value: object) -> None:
+    """Raises TypeError or ValueError unless ``value`` is a list with something in it."""
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        raise TypeError(
+            f"{name} must be a list, got {type(value).__name__}; wrap a single content in a list"
+        )
+    if not value:
+        raise ValueError(f"{name} is empty; give at least one")
 
 
 def check_text(name: str, value: object) -> str:
@@ -116,155 +161,226 @@ def single_token(tokenizer: Tokenizer, token: str) -> int:
     return int(id)
 
 
-class PromptEncoder:
-    """Encodes pairs with one checkpoint's tokenizer and one family's template."""
+Item = TypeVar("Item", Pair, Input)
 
-    def __init__(self, tokenizer: Tokenizer, template: Template) -> None:
-        self.template = template
+
+class Encoder(Generic[Item]):
+    """Encodes with one checkpoint's tokenizer.
+
+    Args:
+        tokenizer: the checkpoint's.
+        family: ``"qwen3"``, which reads text only, or ``"qwen3-vl"``.
+        max_tokens: of a whole prompt.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, family: str, max_tokens: int) -> None:
+        self.family = family
+        self._max_tokens = max_tokens
         self._tokenizer = tokenizer
         self._text = plain_text(tokenizer)
-        self._head = tokenizer.encode(HEAD, add_special_tokens=False).ids
-        self._tail = tokenizer.encode(template.tail, add_special_tokens=False).ids
-        limit = template.max_tokens + template.uncounted
-        self._room = limit - len(self._head) - len(self._tail)  # for the user turn
-        self._check_room = lru_cache(maxsize=64)(self._check_instruction)
-        self.yes, self.no = single_token(tokenizer, "yes"), single_token(tokenizer, "no")
-        for control in ("<|im_start|>", "<|im_end|>"):
-            single_token(tokenizer, control)
+        self._token = cache(lambda token: single_token(tokenizer, token))
+        # the ids of what is no content: texts of templates, instructions
+        self._fixed = lru_cache(maxsize=256)(
+            lambda text: self._text.encode(text, add_special_tokens=False).ids
+        )
 
-    def pair(
-        self, name: str, query: object, document: object, instruction: str | None = None
-    ) -> Pair:
-        """Validates one pair; ``name`` (``documents[3]``, ``line 7``) is for the messages.
+    def wording(self, item: Item) -> Wording:
+        """The prompt in words."""
+        raise NotImplementedError
 
-        Raises:
-            TypeError: a text that is not str.
-            ValueError: a lone surrogate; half a template, or one with an instruction other than
-                the one given; an instruction that leaves no room for the pair.
-        """
-        if instruction is not None:
-            check_text("instruction", instruction)
-        texts = check_text(f"the query of {name}", query), check_text(name, document)
-        try:
-            own, bare_query, bare_document = unformat(*texts)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
-        if own is not None and instruction not in (None, own):
-            raise ValueError(
-                f"{name}: the formatted query carries the instruction {own!r}, and instruction= "
-                f"says {instruction!r}; give one of them"
-            )
-        if own is None:
-            own = self.template.default_instruction if instruction is None else instruction
-        self._check_room(own)
-        return Pair(own, bare_query, bare_document)
+    def stream(self, items: Sequence[Item]) -> Iterator[Prompt]:
+        """Encodes any number of items, holding the token ids of a few hundred at a time."""
+        for start in range(0, len(items), 256):
+            yield from self.encode(items[start : start + 256])
 
-    def stream(self, pairs: Sequence[Pair]) -> Iterator[Prompt]:
-        """Encodes any number of pairs, holding the token ids of a few hundred at a time."""
-        for start in range(0, len(pairs), 256):
-            yield from self.encode(pairs[start : start + 256])
-
-    def encode(self, pairs: Sequence[Pair]) -> list[Prompt]:
-        """Encodes in parallel; truncates the document, then the query, where the limit demands."""
-        turns = [self.template.user_turn(p.instruction, p.query, p.document) for p in pairs]
-        encodings = self._text.encode_batch([t.text for t in turns], add_special_tokens=False)
+    def encode(self, items: Sequence[Item]) -> list[Prompt]:
+        """Encodes in parallel; where the limit demands, cuts the text of contents, the last content
+        first, each from its end."""
+        wordings = [self.wording(item) for item in items]
+        own = [{text: wording.texts[text] for text, *_ in wording.own} for wording in wordings]
+        texts = [text for each in own for text in each.values()]
+        encodings = iter(self._text.encode_batch(texts, add_special_tokens=False))
         prompts = []
-        for turn, encoding in zip(turns, encodings, strict=True):
-            excess = max(0, len(encoding.ids) - self._room)
-            ids = _truncate(encoding, turn, excess) if excess else encoding.ids
-            prompts.append(Prompt(self._head + ids + self._tail, excess))
+        for item, wording, each in zip(items, wordings, own, strict=True):
+            encoded = {i: next(encodings) for i in each}
+            prompts.append(self._assemble(wording, encoded, _visuals(item)))
         return prompts
 
-    def explain(self, pair: Pair) -> Explanation:
-        """The prompt of one pair, as `encode` makes it, with control tokens written out."""
-        [prompt] = self.encode([pair])
+    def explain(self, item: Item) -> Explanation:
+        """The prompt of one item, as `encode` makes it, with control tokens written out."""
+        [prompt] = self.encode([item])
         text = self._tokenizer.decode(prompt.ids, skip_special_tokens=False)
         return Explanation(text, prompt.ids, prompt.truncated)
 
-    def _check_instruction(self, instruction: str) -> None:
-        turn = self.template.user_turn(instruction, "", "").text
-        left = self._room - len(self._text.encode(turn, add_special_tokens=False).ids)
-        if left < LEAST_CONTENT:
+    def _assemble(
+        self, wording: Wording, own: dict[int, Encoding], visuals: Sequence[Visual]
+    ) -> Prompt:
+        parts = [
+            own[i].ids if i in own else self._fixed(text) for i, text in enumerate(wording.texts)
+        ]
+        runs = _runs(visuals)
+        excess = max(0, sum(map(len, parts)) + _others(wording, runs) - self._max_tokens)
+        if excess:
+            parts = _truncate(parts, wording, own, excess)
+        ids = list(parts[0])
+        spans: list[Span] = []
+        for control, part in zip(wording.controls, parts[1:], strict=True):
+            if control in (IMAGE, VIDEO):
+                height, width = runs[len(spans)]
+                ids.append(self._token(START))
+                spans.append(Span(len(ids), height, width))
+                ids += [self._token(control)] * (height * width)
+                ids.append(self._token(END))
+            else:
+                ids.append(self._token(control))
+            ids += part
+        return Prompt(ids, excess, tuple(visuals), tuple(spans))
+
+    def _read(self, name: str, value: object, reader: Reader | None) -> Content:
+        content = (reader or Reader()).read(value, name)
+        if content.text is not None:
+            check_text(name, content.text)
+        if self.family == "qwen3" and content.visuals:
             raise ValueError(
-                f"instruction is {LEAST_CONTENT - left} tokens too long: a prompt of "
-                f"{self.template.max_tokens} tokens must leave {LEAST_CONTENT} for query and "
-                "document"
+                f"{name} has a picture, and this model reads text only; use a Qwen3-VL checkpoint"
             )
+        return content
+
+    def _checked(self, name: str, item: Item) -> Item:
+        """The item, if what may not be cut from its prompt leaves room."""
+        wording, runs = self.wording(item), _runs(_visuals(item))
+        bare = list(wording.texts)
+        for i, start, end in reversed(wording.own):
+            bare[i] = bare[i][:start] + bare[i][end:]
+        needed = sum(len(self._fixed(text)) for text in bare) + _others(wording, runs)
+        if any(end > start for _, start, end in wording.own):
+            needed += LEAST_CONTENT
+        over = needed - self._max_tokens
+        if over > 0 and runs:
+            raise ValueError(
+                f"{name}: its pictures are {over} tokens too many for a prompt of "
+                f"{self._max_tokens} tokens; give fewer, or smaller ones, see pyrerank.Media"
+            )
+        if over > 0:
+            raise ValueError(
+                f"instruction is {over} tokens too long: a prompt of {self._max_tokens} tokens "
+                f"must leave {LEAST_CONTENT} for the text"
+            )
+        return item
 
 
-def _truncate(encoding: Encoding, turn: UserTurn, excess: int) -> list[int]:
-    """Removes ``excess`` tokens from the document's end, then from the query's.
-
-    A token that also covers characters of the template is the template's and stays.
-    """
-    document, query = [], []
-    for i, (start, end) in enumerate(encoding.offsets):
-        if start >= turn.document_start:
-            document.append(i)
-        elif turn.query_start <= start and end <= turn.query_end:
-            query.append(i)
-    removable = document[::-1] + query[::-1]
-    assert len(removable) >= excess, "PromptEncoder.pair let too long an instruction through"
-    cut = set(removable[:excess])
-    return [id for i, id in enumerate(encoding.ids) if i not in cut]
-
-
-class EmbeddingEncoder:
-    """Encodes texts with one checkpoint's tokenizer and one family's embedding prompt."""
+class PromptEncoder(Encoder[Pair]):
+    """Encodes pairs, with one family's template."""
 
     def __init__(self, tokenizer: Tokenizer, family: str) -> None:
-        self._family = family
-        self._text = plain_text(tokenizer)
-        controls = ("<|endoftext|>",) if family == "qwen3" else ("<|im_start|>", "<|im_end|>")
-        self._check_room = lru_cache(maxsize=64)(self._check_instruction)
-        self._controls = {name: [single_token(tokenizer, name)] for name in controls} | {"": []}
+        self.template = TEMPLATES[family]
+        super().__init__(tokenizer, family, self.template.max_tokens + self.template.uncounted)
+        self.yes, self.no = self._token("yes"), self._token("no")
+        self.encode([Pair("", Content(), Content())])  # refuses a tokenizer of another family
 
-    def wording(self, name: str, value: object, instruction: str | None) -> Wording:
-        """Validates one input; ``name`` (``inputs[3]``) is for the messages.
+    def wording(self, item: Pair) -> Wording:
+        return self.template.prompt(item.instruction, item.query, item.document)
+
+    def pair(
+        self,
+        name: str,
+        query: object,
+        document: object,
+        instruction: str | None = None,
+        reader: Reader | None = None,
+    ) -> Pair:
+        """Reads and validates one pair; ``name`` (``documents[3]``, ``line 7``) is for messages.
 
         Raises:
-            TypeError: a text that is not str.
-            ValueError: a lone surrogate; an instruction other than that of a formatted input; an
-                instruction that leaves no room.
+            TypeError, ValueError: a content that `Reader` does not read; a lone surrogate; half a
+                template, or one with an instruction other than the one given; an instruction or
+                pictures that leave no room for text; pictures where the model reads text only.
         """
         if instruction is not None:
             check_text("instruction", instruction)
-        own, text = unformat_embedding(self._family, check_text(name, value))
-        if own is not None and instruction not in (None, own):
-            raise ValueError(
-                f"{name}: it is formatted with the instruction {own!r}, and instruction= says "
-                f"{instruction!r}; give one of them"
-            )
-        chosen = instruction if own is None else own
-        self._check_room(chosen)
-        return embedding_prompt(self._family, chosen, text)
+        contents = [
+            self._read(f"the query of {name}", query, reader),
+            self._read(name, document, reader),
+        ]
+        try:
+            own, *texts = unformat(*(content.text or "" for content in contents))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        if own is None:
+            own = self.template.default_instruction if instruction is None else instruction
+        else:
+            _check_only(name, own, instruction)
+            contents = [replace(c, text=t) for c, t in zip(contents, texts, strict=True)]
+        return self._checked(name, Pair(own, *contents))
 
-    def _check_instruction(self, instruction: str | None) -> None:
-        [empty] = self.encode([embedding_prompt(self._family, instruction, "")])
-        left = MAX_EMBEDDING_TOKENS - len(empty.ids) - empty.truncated
-        if left < LEAST_CONTENT:
-            raise ValueError(
-                f"instruction is {LEAST_CONTENT - left} tokens too long: a prompt of "
-                f"{MAX_EMBEDDING_TOKENS} tokens must leave {LEAST_CONTENT} for the content"
-            )
 
-    def stream(self, wordings: Sequence[Wording]) -> Iterator[Prompt]:
-        """Encodes any number of inputs, holding the token ids of a few hundred at a time."""
-        for start in range(0, len(wordings), 256):
-            yield from self.encode(wordings[start : start + 256])
+class EmbeddingEncoder(Encoder[Input]):
+    """Encodes inputs, with one family's embedding prompt."""
 
-    def encode(self, wordings: Sequence[Wording]) -> list[Prompt]:
-        """Encodes in parallel; truncates contents from the end, where the limit demands."""
-        texts = [text for wording in wordings for text in wording.texts]
-        encodings = iter(self._text.encode_batch(texts, add_special_tokens=False))
-        prompts = []
-        for wording in wordings:
-            parts = [next(encodings) for _ in wording.texts]
-            total = sum(len(part.ids) for part in parts) + sum(map(bool, wording.controls))
-            excess = max(0, total - MAX_EMBEDDING_TOKENS)
-            ids: list[int] = []
-            for i, (part, control) in enumerate(zip(parts, wording.controls, strict=True)):
-                kept = len(part.ids) - (excess if i == wording.content else 0)
-                ids += part.ids[:kept] + self._controls[control]
-            prompts.append(Prompt(ids, excess))
-        return prompts
+    def __init__(self, tokenizer: Tokenizer, family: str) -> None:
+        super().__init__(tokenizer, family, MAX_EMBEDDING_TOKENS)
+        self.encode([Input(None, Content())])  # refuses a tokenizer of another family
+
+    def wording(self, item: Input) -> Wording:
+        return embedding_prompt(self.family, item.instruction, item.content)
+
+    def input(
+        self, name: str, value: object, instruction: str | None, reader: Reader | None = None
+    ) -> Input:
+        """Reads and validates one input; ``name`` (``inputs[3]``) is for messages.
+
+        Raises: as `PromptEncoder.pair`.
+        """
+        if instruction is not None:
+            check_text("instruction", instruction)
+        content = self._read(name, value, reader)
+        if content.text is not None:
+            own, text = unformat_embedding(self.family, content.text)
+            content = replace(content, text=text)
+            if own is not None:
+                _check_only(name, own, instruction)
+                instruction = own
+        return self._checked(name, Input(instruction, content))
+
+
+def _check_only(name: str, own: str, instruction: str | None) -> None:
+    if instruction not in (None, own):
+        raise ValueError(
+            f"{name}: it is formatted with the instruction {own!r}, and instruction= says "
+            f"{instruction!r}; give one of them"
+        )
+
+
+def _visuals(item: Pair | Input) -> tuple[Visual, ...]:
+    return tuple(visual for content in item.contents for visual in content.visuals)
+
+
+def _runs(visuals: Sequence[Visual]) -> list[tuple[int, int]]:
+    """Rows and columns of each run of vision tokens."""
+    shapes = [visual.frames.shape for visual in visuals]
+    return [(h // SIDE, w // SIDE) for f, h, w, _ in shapes for _ in range(max(1, f // 2))]
+
+
+def _others(wording: Wording, runs: Sequence[tuple[int, int]]) -> int:
+    """How many tokens a prompt has besides those of its texts."""
+    return len(wording.controls) + sum(height * width + 1 for height, width in runs)
+
+
+def _truncate(
+    parts: Sequence[list[int]], wording: Wording, own: Mapping[int, Encoding], excess: int
+) -> list[list[int]]:
+    """Cuts ``excess`` tokens from the ends of contents' texts, the last content first.
+
+    A token that also covers characters of the template is the template's and stays.
+    """
+    cut: dict[int, set[int]] = {i: set() for i in own}
+    for i, start, end in reversed(wording.own):
+        mine = [n for n, (a, b) in enumerate(own[i].offsets) if start <= a and b <= end]
+        gone = mine[max(0, len(mine) - excess) :]
+        cut[i].update(gone)
+        excess -= len(gone)
+    assert not excess, "Encoder._checked let too much through"
+    return [
+        [id for n, id in enumerate(part) if n not in cut[i]] if cut.get(i) else part
+        for i, part in enumerate(parts)
+    ]

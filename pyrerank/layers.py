@@ -1,4 +1,4 @@
-"""The small steps between a decoder's matrix products, fused where torch_npu has an operator."""
+"""The small steps between matrix products, fused where torch_npu has an operator."""
 
 from __future__ import annotations
 
@@ -32,6 +32,15 @@ def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
         return product
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate).mul_(up)
+
+
+def gelu(x: torch.Tensor, approximate: str) -> torch.Tensor:
+    """GELU, exact ("none") or in its tanh form ("tanh")."""
+    if x.device.type == "npu":
+        # F.gelu launches the same operator for both, before CANN 9 that of the tanh form
+        out: torch.Tensor = torch.ops.npu.npu_gelu(x, approximate=approximate)
+        return out
+    return F.gelu(x, approximate=approximate)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

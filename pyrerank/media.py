@@ -5,15 +5,19 @@ Knows the forms in which people pass them; `pyrerank.pictures` and `pyrerank.vid
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
-from pyrerank.pictures import Fetch, Image, is_picture, read_image, shown
+from pyrerank.pictures import Image, Media, is_picture, read_image, shown
 from pyrerank.video import Video, read_video
 
 KINDS = ("text", "image_url", "image", "video_url", "video")  # of parts
 
-__all__ = ["Content", "Fetch", "Image", "Video", "read"]
+__all__ = ["Content", "Image", "Media", "Reader", "Video", "is_parts"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -27,52 +31,80 @@ class Content:
     images: tuple[Image, ...] = ()
     text: str | None = None
 
+    @property
+    def visuals(self) -> tuple[Video | Image, ...]:
+        """Videos and images, in the order of the prompt."""
+        return (*self.videos, *self.images)
 
-def read(value: object, name: str, *, fetch: Fetch | None = None) -> Content:
-    """Reads a content; ``name`` (``documents[3]``, ``line 7``) is for the messages.
 
-    value: a str, the text; or a dict with "text", "image" and "video", each one value, a list of
-        values, or None; or a list of OpenAI's parts: {"type": "text", "text": ...}, "image_url"
+class Reader:
+    """Reads the contents of one call; a picture that comes again is decoded once.
+
+    A content: a str, the text; or a dict with "text", "image" and "video", each one value, a list
+        of values, or None; or a list of OpenAI's parts: {"type": "text", "text": ...}, "image_url"
         and "video_url" with {"url": ...}, "image" and "video" with any form below.
     An image: a path, a data:, file: or http(s) URI (str), a Path, bytes, a PIL.Image, or a numpy
         array uint8 [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (grey, RGB, RGBA).
     A video: the same but for PIL and numpy, as a file of any format that PyAV decodes; or a list
         of images of one size, its frames, taken at 2 a second. A list under "video" that starts
         with an image is one video, otherwise it is a list of videos.
-    fetch: gives the bytes behind an http(s) URL; see `pyrerank.fetch.Fetcher`.
 
-    A file is sampled at 1 frame a second, from 4 frames (where it has them) to 64, evenly, an even
-    number; of a list of more than 64 frames 64 are taken evenly.
-
-    Raises:
-        TypeError: a value of another type.
-        ValueError: an unknown key or kind of part; a file or URL that cannot be read or decoded, an
-            empty, oversized or extremely narrow picture, frames of different sizes; a URL without
-            ``fetch``. (Text is not checked for lone surrogates.)
-        ImportError: a video file, and PyAV is not installed.
+    A file is sampled at 1 frame a second, from 4 frames (where it has them) to
+    ``media.max_video_frames``, evenly, an even number; of a longer list that many are taken evenly.
     """
-    if isinstance(value, str):
-        return Content(text=value)
-    if isinstance(value, dict):
-        parts = _dict_parts(value, name)
-    elif isinstance(value, (list, tuple)):
-        parts = [_part(part, f"{name}, part[{i}]") for i, part in enumerate(value)]
-    else:
-        raise TypeError(
-            f"{name} must be a str, a dict with 'text', 'image' or 'video', or a list of parts, "
-            f"got {type(value).__name__}"
-        )
-    texts, images, videos = [], [], []
-    for kind, part, where in parts:
-        if kind == "video":
-            videos.append(read_video(part, where, fetch))
-        elif kind == "image":
-            images.append(read_image(part, where, fetch))
-        elif isinstance(part, str):
-            texts.append(part)
+
+    def __init__(self, media: Media | None = None) -> None:
+        self._media = media or Media()
+        # what was read, by how it was given; the values are kept so that no other gets their id
+        self._read: dict[object, tuple[object, Any]] = {}
+
+    def read(self, value: object, name: str) -> Content:
+        """Reads a content; ``name`` (``documents[3]``, ``line 7``) is for the messages.
+
+        Raises:
+            TypeError: a value of another type.
+            ValueError: an unknown key or kind of part; a file or URL that cannot be read or
+                decoded, an empty, oversized or extremely narrow picture, frames of different sizes;
+                a URL without ``media.fetch``. (Text is not checked for lone surrogates.)
+            ImportError: a video file, and PyAV is not installed.
+        """
+        if isinstance(value, str):
+            return Content(text=value)
+        if isinstance(value, dict):
+            parts = _dict_parts(value, name)
+        elif isinstance(value, (list, tuple)):
+            parts = [_part(part, f"{name}, part[{i}]") for i, part in enumerate(value)]
         else:
-            raise TypeError(f"{where} must be str, got {type(part).__name__}")
-    return Content(tuple(videos), tuple(images), "".join(texts) if texts else None)
+            raise TypeError(
+                f"{name} must be a str, a dict with 'text', 'image' or 'video', or a list of "
+                f"parts, got {type(value).__name__}; wrap a picture: {{'image': ...}}"
+            )
+        texts, images, videos = [], [], []
+        for kind, part, where in parts:
+            if kind == "video":
+                videos.append(self._once(read_video, part, where))
+            elif kind == "image":
+                images.append(self._once(read_image, part, where))
+            elif isinstance(part, str):
+                texts.append(part)
+            else:
+                raise TypeError(f"{where} must be str, got {type(part).__name__}")
+        return Content(tuple(videos), tuple(images), "".join(texts) if texts else None)
+
+    def _once(self, read: Callable[[object, str, Media], T], value: object, name: str) -> T:
+        by_value = isinstance(value, (str, bytes, Path))
+        key = (read, value if by_value else id(value))
+        if key not in self._read:
+            self._read[key] = value, read(value, name, self._media)
+        result: T = self._read[key][1]
+        return result
+
+
+def is_parts(value: object) -> bool:
+    """Whether a list is one content, in OpenAI's parts, and not a list of contents."""
+    return isinstance(value, (list, tuple)) and any(
+        isinstance(part, dict) and "type" in part for part in value
+    )
 
 
 Part = tuple[str, object, str]  # "text", "image" or "video"; its value; its name for messages

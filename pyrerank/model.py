@@ -7,7 +7,7 @@ ends with the last layer's hidden states, and the fused kernels of `pyrerank.ops
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -109,9 +109,11 @@ class Decoder(nn.Module):
     Attributes:
         norm: weight [hidden_size] and eps of the final norm.
         inv_freq: float32 [head_dim / 2], angle per position of each rotated pair.
+        axes: int32 [head_dim / 2], by which of the three positions each pair is rotated.
     """
 
     inv_freq: torch.Tensor
+    axes: torch.Tensor
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -119,6 +121,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.register_buffer("inv_freq", None, persistent=False)
+        self.register_buffer("axes", None, persistent=False)
         self._config = config
 
     @classmethod
@@ -143,6 +146,7 @@ class Decoder(nn.Module):
         decoder.load_state_dict(weights, assign=True)
         exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
         decoder.inv_freq = (1.0 / config.rope_theta**exponent).to(device)
+        decoder.axes = interleaved_axes(config.mrope_section).to(device)
         return decoder.requires_grad_(False)
 
     def _places(self) -> dict[str, tuple[str, int, int, torch.Size]]:
@@ -180,16 +184,28 @@ class Decoder(nn.Module):
         return tokens * numbers * self.embed_tokens.weight.element_size()
 
     def forward(self, batch: Batch, attend: Attend) -> torch.Tensor:
-        """Hidden states [T, hidden_size] after the last layer, before the final norm."""
+        """Hidden states [T, hidden_size] after the last layer, before the final norm.
+
+        The features of pictures take the place of vision tokens' embeddings, and DeepStack features
+        are added to the same rows after each of the first layers.  A row of ``batch.index`` may
+        come twice, with the same features.
+        """
         x = self.embed_tokens(batch.ids)
-        angle = batch.positions[:, None].float() * self.inv_freq  # (tokens, head_dim / 2)
+        index = batch.index
+        levels: list[torch.Tensor] = []
+        if batch.features is not None:
+            index = index.long()
+            features, *levels = batch.features.unbind()
+            x.index_copy_(0, index, features)
+        # (tokens, head_dim / 2)
+        angle = batch.positions.float().index_select(0, self.axes).T * self.inv_freq
         angle = torch.cat((angle, angle), -1)[:, None]  # (tokens, 1, head_dim)
         cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         del angle
         # The sum of x and delta is the hidden state: each addition goes with the norm after it.
         # Names are dropped when their tensors are no longer needed, which bounds the memory.
         delta = None
-        for layer in self._layers():
+        for number, layer in enumerate(self._layers()):
             x, normed = layer.input_layernorm.add(x, delta)
             del delta
             delta = layer.self_attn(normed, cos, sin, batch, attend)
@@ -197,4 +213,19 @@ class Decoder(nn.Module):
             del delta
             delta = layer.mlp(normed)
             del normed
+            if number < len(levels):
+                # not index_add_, which would add twice to a row that comes twice
+                delta.index_copy_(0, index, delta.index_select(0, index).add_(levels[number]))
         return x if delta is None else x + delta
+
+
+def interleaved_axes(mrope_section: Sequence[int]) -> torch.Tensor:
+    """int32 [head_dim / 2]: which position, of time, height and width, rotates each pair.
+
+    mrope_section: of ``config.json``, how many pairs each axis has: height has pairs 1, 4, 7, ...
+        as many as it says, width 2, 5, 8, ..., time all others.
+    """
+    axes = torch.zeros(sum(mrope_section), dtype=torch.int32)
+    for axis in (1, 2):
+        axes[axis : 3 * mrope_section[axis] : 3] = axis
+    return axes

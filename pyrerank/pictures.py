@@ -27,13 +27,45 @@ Pixels = NDArray[np.uint8]
 Fetch = Callable[[str], bytes]
 
 SIDE = 32  # of a merged patch, one token, in pixels: 2 x 2 patches of 16
-IMAGE_PIXELS = 4 * SIDE**2, 1800 * SIDE**2  # least and most of an image in the published reference
-MAX_ASPECT = 200  # of the published reference
+# Of the published reference.
+MIN_IMAGE_TOKENS, MAX_IMAGE_TOKENS = 4, 1800
+MAX_VIDEO_FRAMES = 64
+MAX_ASPECT = 200
 MAX_PIXELS = 89_478_485  # of a picture before resizing; from there Pillow, too, warns of attacks
 
 # What people have; not what Pillow hands to another program (EPS) or a renderer (WMF), nor what it
 # takes nearly any bytes for (TGA).
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF", "JPEG2000", "ICO")
+
+
+@dataclass(frozen=True)
+class Media:
+    """How the pictures of a call are read.
+
+    Attributes:
+        max_image_tokens: most tokens of an image, each of 32 x 32 pixels: larger images are made
+            smaller; at least 4.
+        max_video_frames: most frames that are taken from a video, evenly; at least 2, and even.
+        fetch: gives the bytes behind an http(s) URL, see `pyrerank.Fetcher`; None refuses URLs.
+
+    The defaults are those of the published reference: others change scores.
+
+    Raises:
+        ValueError: a limit outside what is described here.
+    """
+
+    max_image_tokens: int = MAX_IMAGE_TOKENS
+    max_video_frames: int = MAX_VIDEO_FRAMES
+    fetch: Fetch | None = None
+
+    def __post_init__(self) -> None:
+        tokens, frames = self.max_image_tokens, self.max_video_frames
+        if not isinstance(tokens, int) or tokens < MIN_IMAGE_TOKENS:
+            raise ValueError(
+                f"max_image_tokens must be an int from {MIN_IMAGE_TOKENS} up, got {tokens!r}"
+            )
+        if not isinstance(frames, int) or frames < 2 or frames % 2:
+            raise ValueError(f"max_video_frames must be an even int from 2 up, got {frames!r}")
 
 
 @dataclass(frozen=True)
@@ -50,26 +82,35 @@ class Image:
     def __post_init__(self) -> None:
         object.__setattr__(self, "digest", digest_of(self.pixels))
 
+    @property
+    def frames(self) -> Pixels:
+        """uint8 [1, height, width, 3]: as a video of one frame."""
+        return self.pixels[None]
 
-def read_image(value: object, name: str, fetch: Fetch | None) -> Image:
-    """An image in any form, resized; see `pyrerank.media.read`."""
-    return Image(resized_image(value, name, fetch))
+
+def read_image(value: object, name: str, media: Media) -> Image:
+    """An image in any form, resized; see `pyrerank.media.Reader`."""
+    return Image(resized_image(value, name, media, media.max_image_tokens))
 
 
-def resized_image(value: object, name: str, fetch: Fetch | None) -> Pixels:
-    """The pixels of `read_image`, uint8 [height, width, 3]."""
-    picture = _rgb(value, name, fetch)
-    height, width = fitting_size(picture.height, picture.width, *IMAGE_PIXELS)
+def resized_image(value: object, name: str, media: Media, max_tokens: int) -> Pixels:
+    """An image in any form, uint8 [height, width, 3]."""
+    picture = _rgb(value, name, media)
+    most = max_tokens * SIDE**2
+    height, width = fitting_size(picture.height, picture.width, MIN_IMAGE_TOKENS * SIDE**2, most)
+    # a long strip comes out longer than a low limit allows
+    width = min(width, most // height)
+    height = min(height, most // width)
     return np.array(picture.resize((width, height), PIL.Image.Resampling.BICUBIC))
 
 
-def _rgb(value: object, name: str, fetch: Fetch | None) -> PIL.Image.Image:
+def _rgb(value: object, name: str, media: Media) -> PIL.Image.Image:
     """An image in any form as RGB, as a viewer shows it."""
     if isinstance(value, np.ndarray):
         value = _from_array(value, name)
     if isinstance(value, PIL.Image.Image):
         return _shown_rgb(value, name)
-    file = open_source(value, name, fetch)
+    file = open_source(value, name, media)
     if file is None:
         raise TypeError(
             f"{name} must be a path, a URI, bytes, a PIL.Image or a numpy array, got "
@@ -187,7 +228,7 @@ def is_picture(value: object) -> bool:
     return not isinstance(value, (list, tuple))
 
 
-def open_source(value: object, name: str, fetch: Fetch | None) -> BinaryIO | None:
+def open_source(value: object, name: str, media: Media) -> BinaryIO | None:
     """The encoded file that ``value`` holds or names; None where it is not of such a type."""
     if isinstance(value, (bytes, bytearray, memoryview)):
         return io.BytesIO(value)
@@ -195,7 +236,7 @@ def open_source(value: object, name: str, fetch: Fetch | None) -> BinaryIO | Non
         if value[:5].lower() == "data:":
             return io.BytesIO(_data(value, name))
         if is_url(value):
-            return io.BytesIO(_fetched(value, name, fetch))
+            return io.BytesIO(_fetched(value, name, media.fetch))
         path = Path(url2pathname(value[7:]) if value[:7].lower() == "file://" else value)
     elif isinstance(value, Path):
         path = value
@@ -232,7 +273,7 @@ def _fetched(url: str, name: str, fetch: Fetch | None) -> bytes:
     if fetch is None:
         raise ValueError(
             f"{name} is a URL, and fetching is off; download the file yourself, or turn fetching "
-            "on with a pyrerank.fetch.Fetcher"
+            "on with media=pyrerank.Media(fetch=pyrerank.Fetcher())"
         )
     try:
         return fetch(url)

@@ -1,17 +1,17 @@
 """Prompts: the exact text that each family of models was trained on.
 
-A reranker's prompt is ``head + user turn + tail``.  Head and tail are fixed and hold all control
-tokens; the user turn is plain text made of an instruction, a query and a document.  An embedder's
-is ``before + content + after``, around whose texts stand control tokens too.  This module knows
-strings only: `inputs` turns them into token ids.
+A prompt is plain texts with single tokens between them: control tokens, and runs of vision tokens.
+This module knows their order; `inputs` turns them into token ids.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from pyrerank.media import Content
 
 SYSTEM = (
     "Judge whether the Document meets the requirements based on the Query and the Instruct "
@@ -22,22 +22,69 @@ TAIL = "<|im_end|>\n<|im_start|>assistant\n"
 THOUGHT = "<think>\n\n</think>\n\n"
 
 
-class UserTurn(NamedTuple):
-    """The text between head and tail, and where in it, in characters, query and document lie; the
-    document reaches to the end."""
+class Own(NamedTuple):
+    """Where a caller's own text lies: in which text of a prompt, and its characters in that."""
 
-    text: str
-    query_start: int
-    query_end: int
-    document_start: int
+    text: int
+    start: int
+    end: int
+
+
+# Each stands for a whole run: <|vision_start|>, as many of it as the picture has, <|vision_end|>.
+IMAGE, VIDEO = "<|image_pad|>", "<|video_pad|>"
+_CONTROL = re.compile(r"(<\|\w+\|>|</?think>)")
+
+
+@dataclass
+class Wording:
+    """A prompt in words: texts, each encoded by itself, with one token or run between two of them.
+
+    Attributes:
+        texts: one more than there are controls.
+        controls: tokens, and `IMAGE` or `VIDEO` for a run of vision tokens.
+        own: the texts of contents, in the order in which the prompt has them.
+    """
+
+    texts: list[str] = field(default_factory=lambda: [""])
+    controls: list[str] = field(default_factory=list)
+    own: list[Own] = field(default_factory=list)
+
+    def template(self, text: str) -> Wording:
+        """Appends text of ours, in which control tokens are written out."""
+        head, *rest = _CONTROL.split(text)
+        self.texts[-1] += head
+        self.controls += rest[::2]
+        self.texts += rest[1::2]
+        return self
+
+    def text(self, text: str) -> Wording:
+        """Appends text that is only text."""
+        self.texts[-1] += text
+        return self
+
+    def content(self, content: Content) -> Wording:
+        """Appends a content: videos, images, text.
+
+        A run for each pair of frames of a video, with its time before it; one for an image.
+        """
+        for video in content.videos:
+            for seconds in video.seconds:
+                self.text(f"<{seconds:.1f} seconds>").template(VIDEO)
+        self.template(IMAGE * len(content.images))
+        text = content.text
+        if text is None:
+            text = "" if content.visuals else "NULL"
+        start = len(self.texts[-1])
+        self.own.append(Own(len(self.texts) - 1, start, start + len(text)))
+        return self.text(text)
 
 
 @dataclass(frozen=True)
 class Template:
-    """How one family words its prompt.
+    """How one family words a reranker's prompt.
 
-    The user turn is ``user\\n<Instruct>: `` + instruction + ``query`` + query + ``document`` +
-    document.  ``max_tokens`` bounds the prompt without its last ``uncounted`` tokens.
+    ``<Instruct>: `` + instruction + ``query`` + query + ``document`` + document + ``tail``.
+    ``max_tokens`` bounds the prompt without its last ``uncounted`` tokens.
     """
 
     default_instruction: str
@@ -47,12 +94,11 @@ class Template:
     max_tokens: int
     uncounted: int
 
-    def user_turn(self, instruction: str, query: str, document: str) -> UserTurn:
-        """Puts the three texts between the template's words."""
-        before = f"user\n<Instruct>: {instruction}{self.query}"
-        query_end = len(before) + len(query)
-        text = f"{before}{query}{self.document}{document}"
-        return UserTurn(text, len(before), query_end, query_end + len(self.document))
+    def prompt(self, instruction: str, query: Content, document: Content) -> Wording:
+        """The prompt of a pair."""
+        wording = Wording().template(f"{HEAD}user\n<Instruct>: ").text(instruction)
+        wording.template(self.query).content(query)
+        return wording.template(self.document).content(document).template(self.tail)
 
 
 # Strings and limits: the scripts published with Qwen3-Reranker and Qwen3-VL-Reranker (model cards
@@ -123,43 +169,26 @@ def unformat(query: str, document: str) -> tuple[str | None, str, str]:
     return match["instruction"], inner, body.removeprefix(opening)
 
 
-class Wording(NamedTuple):
-    """An embedder's prompt: texts, between which control tokens stand; one of them is the content.
-
-    Attributes:
-        texts: plain texts, each encoded by itself.
-        controls: what stands between them and after the last, each a single token or none.
-        content: index of the text that ends with the content.
-        start: where in that text, in characters, the content starts.
-    """
-
-    texts: tuple[str, ...]
-    controls: tuple[str, ...]
-    content: int
-    start: int
-
-
 # The scripts published with Qwen3-Embedding and Qwen3-VL-Embedding (model cards and
 # github.com/QwenLM/Qwen3-VL-Embedding).
 MAX_EMBEDDING_TOKENS = 8192
 DEFAULT_REPRESENTATION = "Represent the user's input."
 
 
-def embedding_prompt(family: str, instruction: str | None, text: str) -> Wording:
-    """The prompt that embeds ``text``.
+def embedding_prompt(family: str, instruction: str | None, content: Content) -> Wording:
+    """The prompt that embeds ``content``.
 
     Qwen3-Embedding takes an instruction with queries and none with documents; Qwen3-VL-Embedding
     has a default, and a full stop is added to one that ends without punctuation.
     """
     if family == "qwen3":
         before = "" if instruction is None else f"Instruct: {instruction}\nQuery:"
-        return Wording((before + text,), ("<|endoftext|>",), 0, len(before))
+        return Wording().text(before).content(content).template("<|endoftext|>")
     chosen = (DEFAULT_REPRESENTATION if instruction is None else instruction).strip()
     if chosen and not unicodedata.category(chosen[-1]).startswith("P"):
         chosen += "."
-    texts = ("", f"system\n{chosen}", "\n", f"user\n{text}", "\n", "assistant\n")
-    controls = ("<|im_start|>", "<|im_end|>", "<|im_start|>", "<|im_end|>", "<|im_start|>", "")
-    return Wording(texts, controls, 3, len("user\n"))
+    wording = Wording().template("<|im_start|>system\n").text(chosen)
+    return wording.template("<|im_end|>\n<|im_start|>user\n").content(content).template(TAIL)
 
 
 _FORMATTED_EMBEDDING = re.compile(

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -16,8 +17,9 @@ from pyrerank.checkpoint import Checkpoint, model_key, open_checkpoint
 from pyrerank.engine import Engine
 from pyrerank.errors import CheckpointError, NonFiniteScore
 from pyrerank.inputs import Explanation, Pair, PromptEncoder, pair_up
+from pyrerank.media import Reader, is_parts
 from pyrerank.model import RMSNorm
-from pyrerank.prompt import TEMPLATES
+from pyrerank.pictures import Media
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,11 @@ class Score:
 
 @dataclass(frozen=True)
 class Ranked:
-    """One document of a ranking: its place in the caller's list, its score, its text."""
+    """One document of a ranking: its place in the caller's list, its score, and itself."""
 
     index: int
     score: float
-    document: str
+    document: Any
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,8 @@ class Reranker(Engine):
     """A loaded reranker.
 
     Args:
-        model: folder or hub name of a Qwen3-Reranker, a Qwen3-VL-Reranker (text inputs), or a
-            one-label sequence-classification checkpoint made from one; see `open_checkpoint`.
+        model: folder or hub name of a Qwen3-Reranker, a Qwen3-VL-Reranker, or a one-label
+            sequence-classification checkpoint made from one; see `open_checkpoint`.
         device: ``"cpu"``, ``"npu"``, ``"npu:1"``, ``"cuda"`` or ``"cuda:1"``; None takes an NPU
             where there is one, else a CUDA device, else the CPU.  One engine a device.
         dtype: ``"float32"`` or ``"bfloat16"`` for weights and activations; None takes bfloat16,
@@ -78,9 +80,12 @@ class Reranker(Engine):
             single longer prompt still runs, alone.
         graph: whether passes are captured as graphs and replayed, see `pyrerank.graph`; None does
             so on an NPU.  A prompt longer than ``token_budget`` runs eagerly.
+        vision_cache: bytes of device memory for the features of pictures, which are encoded once
+            while they are remembered; 0 remembers none from one pass to the next.
 
     Attributes:
         graphs: the captured passes with their counters; None where passes run eagerly.
+        features: the vision tower with its counter; None where the model reads text only.
 
     Raises:
         CheckpointError: the checkpoint cannot be found, read or run.
@@ -97,6 +102,7 @@ class Reranker(Engine):
         instruction: str | None = None,
         token_budget: int = 8192,
         graph: bool | None = None,
+        vision_cache: int = 1 << 30,
     ) -> None:
         checkpoint = open_checkpoint(model)
         self._encoder = _encoder(checkpoint)
@@ -109,87 +115,113 @@ class Reranker(Engine):
             dtype=dtype,
             token_budget=token_budget,
             graph=graph,
+            vision_cache=vision_cache,
         )
 
     def score(
         self,
-        query: str | Sequence[str],
-        documents: Sequence[str],
+        query: Any,
+        documents: Sequence[Any],
         *,
         instruction: str | None = None,
+        media: Media | None = None,
         progress: bool | None = None,
     ) -> list[float]:
         """Relevance of each document, 0 to 1, in the order given.
 
         Args:
-            query: one query for all documents, or as many as there are documents.
-            documents: at least one text; an empty string is an empty document.
+            query: one content for all documents, or as many in a list as there are documents.  A
+                content is a text, a dict with "text", "image" and "video", or a list of OpenAI's
+                parts; `pyrerank.media.Reader` tells all forms.
+            documents: a list of at least one content; an empty text is an empty document.
             instruction: overrides the engine's for this call.
+            media: how pictures are read; None takes the limits of the published models and fetches
+                nothing.
             progress: True or False shows or hides a progress bar on stderr; None shows it on a
                 terminal when the call takes more than a second.
 
         Raises:
-            TypeError, ValueError: an argument of the wrong type or length, or a text that is not
-                valid Unicode; names the argument and its index.  Nothing was scored.
+            TypeError, ValueError: an argument of the wrong type or length, a text that is not valid
+                Unicode, a picture that cannot be read, or pictures where the model reads text only;
+                names the argument and its index.  Nothing was scored.
+            ImportError: a video file, and PyAV is not installed.
             NonFiniteScore: the weights or the arithmetic gave a NaN or an infinity.
         """
-        return [
-            result.score
-            for result in self.details(query, documents, instruction=instruction, progress=progress)
-        ]
+        results = self.details(
+            query, documents, instruction=instruction, media=media, progress=progress
+        )
+        return [result.score for result in results]
 
     def details(
         self,
-        query: str | Sequence[str],
-        documents: Sequence[str],
+        query: Any,
+        documents: Sequence[Any],
         *,
         instruction: str | None = None,
+        media: Media | None = None,
         progress: bool | None = None,
     ) -> list[Score]:
         """Like `score`, with the logit and the token counts of each pair."""
+        reader = Reader(media)
         pairs = [
-            self.pair(f"documents[{i}]", q, document, instruction)
+            self.pair(f"documents[{i}]", q, document, instruction, reader)
             for i, (q, document) in enumerate(pair_up(query, documents))
         ]
         return self.run(pairs, progress=progress)
 
     def rank(
         self,
-        query: str,
-        documents: Sequence[str],
+        query: Any,
+        documents: Sequence[Any],
         *,
         top_n: int | None = None,
         instruction: str | None = None,
+        media: Media | None = None,
         progress: bool | None = None,
     ) -> list[Ranked]:
         """Documents from most to least relevant; equal scores keep the order given.
 
         Args:
-            query: one query.
-            documents, instruction, progress: as in `score`.
+            query: one content.
+            documents, instruction, media, progress: as in `score`.
             top_n: how many to return, at least 1; None returns all.
 
         Raises: as `score`.
         """
-        if not isinstance(query, str):
-            raise TypeError(f"query must be str, got {type(query).__name__}")
+        if isinstance(query, (list, tuple)) and not is_parts(query):
+            raise TypeError("query must be one content, got a list of them; rank takes one query")
         if top_n is not None and (not isinstance(top_n, int) or top_n < 1):
             raise ValueError(f"top_n must be a positive int or None, got {top_n!r}")
-        results = self.details(query, documents, instruction=instruction, progress=progress)
+        results = self.details(
+            query, documents, instruction=instruction, media=media, progress=progress
+        )
         # the logit orders documents whose scores round to the same float
         order = sorted(range(len(results)), key=lambda i: -results[i].logit)[:top_n]
         return [Ranked(i, results[i].score, documents[i]) for i in order]
 
-    def explain(self, query: str, document: str, *, instruction: str | None = None) -> Explanation:
+    def explain(
+        self,
+        query: Any,
+        document: Any,
+        *,
+        instruction: str | None = None,
+        media: Media | None = None,
+    ) -> Explanation:
         """The prompt that `score` runs for this pair."""
-        return self._encoder.explain(self.pair("document", query, document, instruction))
+        pair = self.pair("document", query, document, instruction, Reader(media))
+        return self._encoder.explain(pair)
 
     def pair(
-        self, name: str, query: object, document: object, instruction: str | None = None
+        self,
+        name: str,
+        query: object,
+        document: object,
+        instruction: str | None = None,
+        reader: Reader | None = None,
     ) -> Pair:
-        """Validates one pair for `run`; ``name`` is what error messages call it."""
+        """Reads and validates one pair for `run`; ``name`` is what error messages call it."""
         chosen = self.instruction if instruction is None else instruction
-        return self._encoder.pair(name, query, document, chosen)
+        return self._encoder.pair(name, query, document, chosen, reader)
 
     def run(self, pairs: Sequence[Pair], *, progress: bool | None = None) -> list[Score]:
         """Scores validated pairs, in order, however many there are; equal pairs are run once."""
@@ -205,13 +237,14 @@ class Reranker(Engine):
 
 
 def score(
-    query: str | Sequence[str],
-    documents: Sequence[str],
+    query: Any,
+    documents: Sequence[Any],
     *,
     model: str | os.PathLike[str],
     instruction: str | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    media: Media | None = None,
     progress: bool | None = None,
 ) -> list[float]:
     """Scores documents against a query with the checkpoint ``model``; see `Reranker.score`.
@@ -220,39 +253,47 @@ def score(
     or to release one.
     """
     engine = _loaded(model_key(model), device, dtype)
-    return engine.score(query, documents, instruction=instruction, progress=progress)
+    return engine.score(query, documents, instruction=instruction, media=media, progress=progress)
 
 
 def rank(
-    query: str,
-    documents: Sequence[str],
+    query: Any,
+    documents: Sequence[Any],
     *,
     model: str | os.PathLike[str],
     top_n: int | None = None,
     instruction: str | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    media: Media | None = None,
     progress: bool | None = None,
 ) -> list[Ranked]:
     """Ranks documents with the checkpoint ``model``; see `Reranker.rank` and `score`."""
     engine = _loaded(model_key(model), device, dtype)
-    return engine.rank(query, documents, top_n=top_n, instruction=instruction, progress=progress)
+    return engine.rank(
+        query, documents, top_n=top_n, instruction=instruction, media=media, progress=progress
+    )
 
 
 def explain(
-    query: str, document: str, *, model: str | os.PathLike[str], instruction: str | None = None
+    query: Any,
+    document: Any,
+    *,
+    model: str | os.PathLike[str],
+    instruction: str | None = None,
+    media: Media | None = None,
 ) -> Explanation:
     """The prompt that `score` runs for this pair with the checkpoint ``model``.
 
     Reads the checkpoint's tokenizer, not its weights.
     """
     encoder = _encoder(open_checkpoint(model))
-    return encoder.explain(encoder.pair("document", query, document, instruction))
+    return encoder.explain(encoder.pair("document", query, document, instruction, Reader(media)))
 
 
 def _encoder(checkpoint: Checkpoint) -> PromptEncoder:
     try:
-        return PromptEncoder(checkpoint.tokenizer(), TEMPLATES[checkpoint.family])
+        return PromptEncoder(checkpoint.tokenizer(), checkpoint.family)
     except ValueError as error:
         raise CheckpointError(f"{checkpoint.path}: {error}") from None
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from pyrerank.pictures import (
     SIDE,
-    Fetch,
+    Media,
     Pixels,
     check_size,
     digest_of,
@@ -27,11 +27,12 @@ from pyrerank.pictures import (
 )
 
 # Of the published reference.
+FRAME_TOKENS = 16384  # most of a frame given as an image, which is resized as one first
 FRAME_PIXELS = 128 * SIDE**2, 768 * SIDE**2  # least and most of a frame
 VIDEO_PIXELS = 7680 * SIDE**2  # most of a video, two frames counting once
 LIST_RATE = 2.0  # frames a second of a list of frames
 FILE_RATE = 1.0  # frames a second sampled from a file
-MIN_FILE_FRAMES, MAX_FRAMES = 4, 64
+MIN_FILE_FRAMES = 4
 
 
 @dataclass(frozen=True)
@@ -51,32 +52,34 @@ class Video:
         object.__setattr__(self, "digest", digest_of(self.frames))
 
 
-def read_video(value: object, name: str, fetch: Fetch | None) -> Video:
-    """A video in any form, resized; see `pyrerank.media.read`."""
+def read_video(value: object, name: str, media: Media) -> Video:
+    """A video in any form, resized; see `pyrerank.media.Reader`."""
     if isinstance(value, (list, tuple)):
-        return _from_list(value, name, fetch)
-    file = open_source(value, name, fetch)
+        return _from_list(value, name, media)
+    file = open_source(value, name, media)
     if file is None:
         raise TypeError(
             f"{name} must be a path, a URI, bytes or a list of frames, got {type(value).__name__}"
         )
     with file:
-        return _from_file(file, name)
+        return _from_file(file, name, media.max_video_frames)
 
 
-def _from_list(frames: Sequence[object], name: str, fetch: Fetch | None) -> Video:
+def _from_list(frames: Sequence[object], name: str, media: Media) -> Video:
     if not frames:
         raise ValueError(f"{name} has no frames")
     picked = list(range(len(frames)))
-    if len(frames) > MAX_FRAMES:
-        picked = np.linspace(0, len(frames) - 1, MAX_FRAMES, dtype=int).tolist()
-    images = ((i, resized_image(frames[i], f"{name}, frame[{i}]", fetch)) for i in picked)
+    if len(frames) > media.max_video_frames:
+        picked = np.linspace(0, len(frames) - 1, media.max_video_frames, dtype=int).tolist()
+    images = (
+        (i, resized_image(frames[i], f"{name}, frame[{i}]", media, FRAME_TOKENS)) for i in picked
+    )
     count = len(picked) + len(picked) % 2
     seconds = _pair_means([i / LIST_RATE for i in range(count)])
     return Video(_stack(images, count, name), seconds)
 
 
-def _from_file(file: BinaryIO, name: str) -> Video:
+def _from_file(file: BinaryIO, name: str, most: int) -> Video:
     try:
         import av
     except ImportError:
@@ -85,7 +88,7 @@ def _from_file(file: BinaryIO, name: str) -> Video:
         ) from None
     try:
         total, rate = _scan(file, name)
-        picked = _sample(total, rate)
+        picked = _sample(total, rate, most)
         frames = _stack(_decode(file, picked, name), len(picked), name)
     except av.FFmpegError as error:
         raise ValueError(f"{name} cannot be decoded: {error.strerror}") from error
@@ -120,9 +123,9 @@ def _container(file: BinaryIO) -> Any:
     return av.open(file, options={"protocol_whitelist": "none"}, metadata_errors="replace")
 
 
-def _sample(total: int, rate: float) -> list[int]:
-    """Indices of the frames to take, an even number."""
-    count = min(max(total / rate * FILE_RATE, MIN_FILE_FRAMES), MAX_FRAMES, total)
+def _sample(total: int, rate: float, most: int) -> list[int]:
+    """Indices of the frames to take, an even number of at most ``most``."""
+    count = min(max(total / rate * FILE_RATE, MIN_FILE_FRAMES), most, total)
     if count < 2:
         return [0, 0]
     indices = torch.linspace(0, total - 1, math.floor(count / 2) * 2).round().long().tolist()
@@ -154,7 +157,7 @@ def _stack(frames: Iterator[tuple[int, Pixels]], count: int, name: str) -> Pixel
     where there are fewer.
     """
     least, most = FRAME_PIXELS
-    most_here = min(most, VIDEO_PIXELS / count * 2)  # over the least, for 64 frames too
+    most_here = max(min(most, VIDEO_PIXELS / count * 2), int(least * 1.05))
     shape, resized = None, []
     for i, frame in frames:
         if shape is None:

@@ -2,8 +2,8 @@
 
 Module and parameter names are those of the published checkpoints under ``model.visual.``.  Pictures
 of all sizes are packed end to end; a picture, or a pair of frames of a video, attends to itself
-only.  Also here: the patches that the tower reads, and the three-dimensional positions that a
-prompt with pictures has.  Knows nothing of files, of sizes or of the words around a picture.
+only.  Also here: the patches that the tower reads.  Knows nothing of files, of sizes or of the
+words around a picture.
 
 A grid (t, h, w) counts patches of 16 x 16 pixels: t is 1 for an image and the number of frame pairs
 for a video, h and w are even.  Patches, and the rows that come of them, go pair by pair, and in a
@@ -23,9 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyrerank.attention import full, padded_head_dim
 from pyrerank.checkpoint import Checkpoint, DecoderConfig
 from pyrerank.errors import CheckpointError
-from pyrerank.layers import rotate
+from pyrerank.layers import gelu, rotate
 
 Grid = tuple[int, int, int]
 
@@ -137,20 +138,15 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, grids: Sequence[Grid]) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: list[int]) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (-1, self.head_dim))  # (patches, 3 heads, head_dim)
-        qk, v = qkv.split((2 * self.heads, self.heads), dim=1)
+        q, k, v = qkv.split(self.heads, dim=1)
         # in float32, as the published model does it in any dtype
-        q, k = rotate(qk.float(), cos, sin).to(x.dtype).chunk(2, dim=1)
-        mixed = v.new_empty(v.shape)
-        pieces = zip(
-            grids, *(y.split([math.prod(g) for g in grids]) for y in (mixed, q, k, v)), strict=True
-        )
-        for (t, h, w), o, *inputs in pieces:
-            # (pairs, heads, patches, head_dim)
-            q, k, v = (y.unflatten(0, (t, h * w)).transpose(1, 2) for y in inputs)
-            o.copy_(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1))
-        out: Tensor = self.proj(mixed.flatten(1))
+        q = rotate(q.float(), cos, sin).to(x.dtype)
+        k = rotate(k.float(), cos, sin).to(x.dtype)
+        v = v.contiguous()
+        del qkv
+        out: Tensor = self.proj(full(q, k, v, lengths).flatten(1))
         return out
 
 
@@ -163,12 +159,12 @@ class MLP(nn.Module):
         self.linear_fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.linear_fc2(F.gelu(self.linear_fc1(x), approximate="tanh"))
+        out: Tensor = self.linear_fc2(gelu(self.linear_fc1(x), "tanh"))
         return out
 
 
 class Block(nn.Module):
-    """Attention and MLP, each after a norm and added to what it read."""
+    """Attention and MLP, each after a norm and added to what it read, in place."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -177,10 +173,9 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(config.hidden_size, NORM_EPS)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, grids: Sequence[Grid]) -> Tensor:
-        x = x + self.attn(self.norm1(x), cos, sin, grids)
-        out: Tensor = x + self.mlp(self.norm2(x))
-        return out
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: list[int]) -> None:
+        x += self.attn(self.norm1(x), cos, sin, lengths)
+        x += self.mlp(self.norm2(x))
 
 
 class Merger(nn.Module):
@@ -198,7 +193,7 @@ class Merger(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(x.view(-1, *self.norm.normalized_shape)).view(-1, self.size)
-        out: Tensor = self.linear_fc2(_exact_gelu(self.linear_fc1(x)))
+        out: Tensor = self.linear_fc2(gelu(self.linear_fc1(x), "none"))
         return out
 
 
@@ -239,35 +234,57 @@ class VisionTower(nn.Module):
         tower.inv_freq = (1.0 / ROPE_THETA ** (exponent / (config.head_dim // 2))).to(device)
         return tower.requires_grad_(False)
 
-    def forward(self, patches: Tensor, grids: Sequence[Grid]) -> tuple[Tensor, Tensor]:
+    def activation_bytes(self, patches: int) -> int:
+        """Device memory of a pass over ``patches`` rows, besides the weights.
+
+        There are x, its norm, cos and sin, the DeepStack features, and at most one of: what goes
+        into GELU and what comes out; query, key and value on their way into attention in float32;
+        in 16 bit, all of these again and the result twice, padded as an NPU wants them.  A tenth
+        more fills the gaps between tensors of different sizes: measured for the shapes of the
+        published models.
+        """
+        config = self._config
+        dtype = self.pos_embed.weight.dtype
+        hidden = config.hidden_size
+        inner = max(2 * config.intermediate_size, 8 * hidden)
+        angles = 2 * config.head_dim
+        if dtype != torch.float32:
+            padded = config.num_heads * padded_head_dim(config.head_dim, grouped=False)
+            inner = max(inner, 3 * hidden + 5 * padded)
+            angles *= 2  # they are float32
+        levels = len(config.deepstack_visual_indexes) * config.out_hidden_size // MERGE**2
+        numbers = 2 * hidden + inner + angles + levels
+        return patches * numbers * 11 // 10 * dtype.itemsize
+
+    def forward(self, patches: Tensor, grids: Sequence[Grid]) -> Tensor:
         """Encodes images and videos in one pass.
 
         Args:
-            patches: [n, 1536], of all pictures one after the other as `patches` makes them, on the
-                tower's device; of any floating dtype, converted to the tower's.
+            patches: [n, 1536], of all pictures one after the other as `patches` makes them; of any
+                floating dtype, converted to the tower's, and best on the host still.
             grids: (t, h, w) of each image or video, n patches in all.
 
         Returns:
-            Features [n / 4, hidden_size of the decoder], and DeepStack features
-            [levels, n / 4, hidden_size], both in the dtype of the tower.
+            [1 + levels, n / 4, hidden_size of the decoder], dtype of the tower: features, then the
+            DeepStack features of each level.
         """
         assert len(patches) == sum(map(math.prod, grids)) > 0, (patches.shape, grids)
         weight = self.pos_embed.weight
-        x = self.patch_embed(patches.to(weight.dtype))
+        x = self.patch_embed(patches.to(weight.dtype).to(weight.device))
         x = x + self._learned_positions(grids).to(weight.dtype)
         places = torch.cat([_block_order(h, w).repeat(t, 1) for t, h, w in grids])
         angle = (places.to(weight.device)[..., None] * self.inv_freq).flatten(1)
         angle = torch.cat((angle, angle), -1)[:, None]  # (patches, 1, head_dim)
         cos, sin = angle.cos(), angle.sin()
         del angle
+        lengths = [h * w for t, h, w in grids for _ in range(t)]
         levels = []
         mergers = iter(self.deepstack_merger_list)
         for number, block in enumerate(self.blocks):
-            x = block(x, cos, sin, grids)
+            block(x, cos, sin, lengths)
             if number in self._config.deepstack_visual_indexes:
                 levels.append(next(mergers)(x))
-        features: Tensor = self.merger(x)
-        return features, torch.stack(levels) if levels else features.new_empty(0, *features.shape)
+        return torch.stack((self.merger(x), *levels))
 
     def _learned_positions(self, grids: Sequence[Grid]) -> Tensor:
         """float32 [n, hidden_size]: the learned table stretched over each grid, corner on corner,
@@ -284,9 +301,9 @@ class VisionTower(nn.Module):
             shares = ((1 - y) * (1 - x), (1 - y) * x, y * (1 - x), y * x)
             rows.append(torch.stack((*corners, *shares)).repeat(1, t))
         index, weight = torch.cat(rows, 1).to(self.inv_freq.device).split(4)
-        out = self.inv_freq.new_zeros(())
+        out = self.inv_freq.new_zeros(index.shape[1], self._config.hidden_size)
         for corner, share in zip(index.int(), weight, strict=True):
-            out = out + self.pos_embed(corner).float() * share[:, None]
+            out += self.pos_embed(corner).float() * share[:, None]
         return out
 
 
@@ -316,66 +333,8 @@ def patches(pixels: np.ndarray) -> Tensor:
     return (rows.float() - 127.5) / 127.5
 
 
-def positions(length: int, spans: Sequence[tuple[int, int, int]]) -> Tensor:
-    """Three-dimensional positions of one prompt's tokens.
-
-    Args:
-        length: T, tokens of the prompt.
-        spans: (start, height, width) of each run of ``height * width`` vision tokens, in order: an
-            image, or one pair of frames of a video, whose timestamp parts it from the next; height
-            and width in rows of the decoder, that is half of a grid's.
-
-    Returns:
-        int32 [3, T]: time, height and width.  Ordinary tokens count on by one in all three.  In a
-        run, time stands still, height and width count from it; the token after a run comes
-        max(height, width) after its first.
-    """
-    out = torch.empty(3, length, dtype=torch.int32)
-    token = position = 0
-    for start, height, width in [*spans, (length, 0, 0)]:
-        assert token <= start and start + height * width <= length, (length, spans)
-        text = start - token
-        out[:, token:start] = torch.arange(position, position + text)
-        token, position = start + height * width, position + text
-        run = out[1:, start:token].unflatten(1, (height, width))
-        run[0] = torch.arange(position, position + height)[:, None]
-        run[1] = torch.arange(position, position + width)
-        out[0, start:token] = position
-        position += max(height, width)
-    return out
-
-
-def rotary(positions: Tensor, inv_freq: Tensor, mrope_section: Sequence[int]) -> Tensor:
-    """Rotary angles of three-dimensional positions, the axes interleaved.
-
-    Args:
-        positions: integer [3, T]: time, height and width.
-        inv_freq: float32 [head_dim / 2], on the same device.
-        mrope_section: of ``config.json``, how many pairs each axis has: height has pairs 1, 4, 7,
-            ... as many as it says, width 2, 5, 8, ..., time all others.
-
-    Returns:
-        float32 [T, head_dim / 2].  Where the three positions are equal, the angles are those of
-        ordinary positions, bit for bit.
-    """
-    time, *plane = positions[..., None].float()
-    angles = time * inv_freq
-    for axis, place in enumerate(plane, 1):
-        pairs = slice(axis, 3 * mrope_section[axis], 3)
-        angles[:, pairs] = place * inv_freq[pairs]
-    return angles
-
-
 def _block_order(height: int, width: int) -> Tensor:
     """float32 [height * width, 2], y and x of every patch of a grid, in the tower's order."""
     places = torch.cartesian_prod(torch.arange(height), torch.arange(width)).float()
     blocks = places.view(height // MERGE, MERGE, width // MERGE, MERGE, 2)
     return blocks.transpose(1, 2).reshape(-1, 2)
-
-
-def _exact_gelu(x: Tensor) -> Tensor:
-    if x.device.type == "npu":
-        # F.gelu launches the tanh form there, whatever it is asked for, before CANN 9
-        out: Tensor = torch.ops.npu.npu_gelu(x, approximate="none")
-        return out
-    return F.gelu(x)

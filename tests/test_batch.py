@@ -26,10 +26,12 @@ def test_plan_covers_every_prompt_once_under_the_budget(prompts, budget):
 def test_pack_keeps_every_prompt(prompts):
     batch = pack(prompts)
     assert batch.data.dtype == torch.int32 and batch.tokens == len(batch.ids)
+    assert not len(batch.index)
     bounds = batch.cu_seqlens.tolist()
-    assert bounds[0] == 0 and bounds[-1] == len(batch.ids) == len(batch.positions)
+    assert bounds[0] == 0 and bounds[-1] == len(batch.ids)
+    assert batch.positions.shape == (3, batch.tokens)
     for i, prompt in enumerate(prompts):
         part = slice(bounds[i], bounds[i + 1])
         assert batch.ids[part].tolist() == prompt.ids
-        assert batch.positions[part].tolist() == list(range(len(prompt.ids)))
+        assert batch.positions[:, part].tolist() == [list(range(len(prompt.ids)))] * 3
         assert batch.lengths[i] == len(prompt.ids)

@@ -136,9 +136,8 @@ def test_a_formatted_input_is_the_plain_one(checkpoint, family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_control_tokens_in_a_text_stay_text(checkpoint, family):
     engine = Embedder(checkpoint(family), dtype="float32")
-    wording = engine._encoder.wording("inputs[0]", TEXTS[-1], None)
-    [ids] = [p.ids for p in engine._encoder.encode([wording])]
-    controls = [id for id in ids if id >= 151643]
+    [prompt] = engine._encoder.encode([engine.input("inputs[0]", TEXTS[-1])])
+    controls = [id for id in prompt.ids if id >= 151643]
     assert controls == ([151643] if family == "qwen3" else [151644, 151645] * 2 + [151644])
 
 
@@ -146,9 +145,8 @@ def test_control_tokens_in_a_text_stay_text(checkpoint, family):
 def test_long_texts_lose_their_end_and_keep_the_prompt(checkpoint, family):
     engine = Embedder(checkpoint(family), dtype="float32")
     long = "The rain in Spain stays mainly in the plain. " * 1500
-    wording = engine._encoder.wording("inputs[0]", long, "Find it.")
-    [cut] = engine._encoder.encode([wording])
-    [short] = engine._encoder.encode([engine._encoder.wording("", "The rain", "Find it.")])
+    items = [engine.input("inputs[0]", text, "Find it.") for text in (long, "The rain")]
+    cut, short = engine._encoder.encode(items)
     assert len(cut.ids) == 8192 and cut.truncated > 5000
     tail = 1 if family == "qwen3" else 5
     assert cut.ids[-tail:] == short.ids[-tail:]
@@ -173,11 +171,11 @@ def test_module_function(checkpoint):
 
 def test_arguments(checkpoint, tmp_path):
     engine = Embedder(checkpoint("qwen3"), dtype="float32")
-    with pytest.raises(TypeError, match="inputs must be a list of str, got str; wrap a single"):
+    with pytest.raises(TypeError, match="inputs must be a list, got str; wrap a single"):
         engine.embed("text")
     with pytest.raises(ValueError, match="inputs is empty"):
         engine.embed([])
-    with pytest.raises(TypeError, match=r"inputs\[1\] must be str, got NoneType"):
+    with pytest.raises(TypeError, match=r"inputs\[1\] must be a str, a dict .*, got NoneType"):
         engine.embed(["a", None])
     with pytest.raises(ValueError, match=r"instruction is \d+ tokens too long"):
         engine.embed(["a"], instruction="word " * 9000)

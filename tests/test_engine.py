@@ -190,11 +190,11 @@ class TestBatches:
         assert out == "" and "pair" in err
 
     def test_bad_arguments_score_nothing(self, engine):
-        with pytest.raises(TypeError, match=r"documents\[1\] must be str, got NoneType"):
+        with pytest.raises(TypeError, match=r"documents\[1\] must be a str, a dict .*, got NoneType"):
             engine.score(QUERY, ["a", None])
-        with pytest.raises(TypeError, match=r"the query of documents\[0\] must be str"):
+        with pytest.raises(TypeError, match=r"the query of documents\[0\] must be a str, a dict"):
             engine.score([None], ["a"])
-        with pytest.raises(TypeError, match="query must be str"):
+        with pytest.raises(TypeError, match="query must be one content, got a list"):
             engine.rank(["q"], ["a"])
         for top_n in (0, -1, 1.5, "3"):
             with pytest.raises(ValueError, match="top_n must be a positive int"):

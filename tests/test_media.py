@@ -6,6 +6,7 @@ import random
 import struct
 import sys
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -16,12 +17,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from pyrerank.media import Content, Image, read
-from pyrerank.pictures import IMAGE_PIXELS, fitting_size
+from pyrerank.media import Content, Image, Reader
+from pyrerank.pictures import MAX_IMAGE_TOKENS, MIN_IMAGE_TOKENS, SIDE, Media, fitting_size
 from pyrerank.video import FRAME_PIXELS
 
 PICTURES = Path(__file__).parent / "data/pictures"
+IMAGE_PIXELS = MIN_IMAGE_TOKENS * SIDE**2, MAX_IMAGE_TOKENS * SIDE**2
 CAT, PAGE, STARS = PICTURES / "cat.jpg", PICTURES / "page.png", PICTURES / "stars.mp4"
+
+
+def read(value: object, name: str, **media: Any) -> Content:
+    return Reader(Media(**media)).read(value, name)
 
 
 def pixels(value: object) -> np.ndarray:

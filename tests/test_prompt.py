@@ -6,7 +6,7 @@ import unicodedata
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from published import prompt, truncate
+from published import PROMPTS, prompt, truncate
 from qwen_vocab import NOT_SPECIAL, SPECIAL
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -30,7 +30,7 @@ def reference(vocabulary) -> PreTrainedTokenizerBase:
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def encoder(request, tokenizer: Tokenizer) -> PromptEncoder:
-    return PromptEncoder(tokenizer, TEMPLATES[request.param])
+    return PromptEncoder(tokenizer, request.param)
 
 
 def family_of(encoder: PromptEncoder) -> str:
@@ -73,7 +73,7 @@ def test_texts_that_touch_the_template(encoder, reference, document):
 def test_explain_writes_the_prompt_out(encoder):
     pair = encoder.pair("document", "capital of China?", "Beijing 北京 🎉")
     explanation = encoder.explain(pair)
-    assert explanation.text == prompt(family_of(encoder), pair.query, pair.document)
+    assert explanation.text == prompt(family_of(encoder), pair.query.text, pair.document.text)
     assert explanation.ids == encoder.encode([pair])[0].ids
 
 
@@ -85,9 +85,10 @@ def test_user_text_never_becomes_a_control_token(encoder, tokenizer, query, docu
     assert [id for id in ids if id in added] == [id for id in empty if id in added]
     # and it is all still there, as text
     text = tokenizer.decode([id for id in ids if id not in added], skip_special_tokens=False)
-    turn = encoder.template.user_turn(instruction, query, document)[0]
-    bare = [re.sub(r"<\|.*?\|>|</?think>", "", part) for part in (HEAD, encoder.template.tail)]
-    assert text == bare[0] + unicodedata.normalize("NFC", turn) + bare[1]
+    bare = re.sub(r"<\|.*?\|>|</?think>", "", PROMPTS[family_of(encoder)][0])
+    own = {"query": query, "document": document, "instruction": instruction}
+    turn = re.sub(r"{(\w+)}", lambda match: own[match[1]], bare)
+    assert text == unicodedata.normalize("NFC", turn)
 
 
 class TestTruncation:
@@ -176,7 +177,7 @@ class TestFormatted:
 
     def test_a_document_alone_that_looks_formatted_is_text(self, encoder):
         document = self.wrapped("spaced", "i", "q", "d")[1]
-        assert encoder.pair("document", "bare", document).document == document
+        assert encoder.pair("document", "bare", document).document.text == document
 
 
 class TestArguments:
@@ -188,12 +189,10 @@ class TestArguments:
         ("query", "documents", "error", "message"),
         [
             ("q", [], ValueError, "documents is empty"),
-            ("q", "d", TypeError, "wrap a single document in a list"),
-            ("q", b"d", TypeError, "documents must be a list of str, got bytes"),
-            ("q", None, TypeError, "documents must be a list of str, got NoneType"),
+            ("q", "d", TypeError, "wrap a single content in a list"),
+            ("q", b"d", TypeError, "documents must be a list, got bytes"),
+            ("q", None, TypeError, "documents must be a list, got NoneType"),
             ("q", {"a": 1}, TypeError, "got dict"),
-            (None, ["d"], TypeError, "query must be str or a list of str, got NoneType"),
-            (b"q", ["d"], TypeError, "got bytes"),
             (["p", "q"], ["d"], ValueError, "query has 2 entries and documents has 1"),
             (["p"], ["d", "e"], ValueError, "lists of equal length"),
         ],
