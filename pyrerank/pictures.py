@@ -98,9 +98,9 @@ def resized_image(value: object, name: str, media: Media, max_tokens: int) -> Pi
     picture = _rgb(value, name, media)
     most = max_tokens * SIDE**2
     height, width = fitting_size(picture.height, picture.width, MIN_IMAGE_TOKENS * SIDE**2, most)
-    # a long strip comes out longer than a low limit allows
-    width = min(width, most // height)
-    height = min(height, most // width)
+    # near the least size, and for long strips, rounding exceeds a low limit
+    width = min(width, max(1, most // height // SIDE) * SIDE)
+    height = min(height, most // width // SIDE * SIDE)
     return np.array(picture.resize((width, height), PIL.Image.Resampling.BICUBIC))
 
 

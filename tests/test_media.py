@@ -402,6 +402,56 @@ def test_what_a_fetch_raises_is_named() -> None:
         read({"image": ["http://a.test"]}, "query", fetch=fetch)
 
 
+@given(
+    height=st.integers(1, 400),
+    aspect=st.floats(0.006, 180),
+    tokens=st.integers(MIN_IMAGE_TOKENS, 40),
+)
+def test_a_lower_limit_holds_for_any_shape(height: int, aspect: float, tokens: int) -> None:
+    width = max(1, round(height * aspect))
+    if max(height, width) > 200 * min(height, width):
+        return
+    value = {"image": np.zeros((height, width), np.uint8)}
+    [image] = read(value, "query", max_image_tokens=tokens).images
+    rows, columns, _ = image.pixels.shape
+    assert rows % SIDE == columns % SIDE == 0
+    assert 1 <= rows * columns // SIDE**2 <= tokens
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"max_image_tokens": 3}, "max_image_tokens must be an int from 4 up, got 3"),
+        ({"max_image_tokens": 10.5}, "max_image_tokens must be"),
+        ({"max_video_frames": 0}, "max_video_frames must be an even int from 2 up, got 0"),
+        ({"max_video_frames": 5}, "max_video_frames must be"),
+    ],
+)
+def test_limits_outside_the_described(limits: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Media(**limits)
+
+
+def test_a_picture_that_comes_again_is_read_once() -> None:
+    asked = []
+
+    def fetch(url: str) -> bytes:
+        asked.append(url)
+        return CAT.read_bytes()
+
+    reader = Reader(Media(fetch=fetch))
+    picture, url = PIL.Image.open(CAT), "http://a.test/cat.jpg"
+    contents = [reader.read({"image": [url, picture, CAT]}, "query") for _ in range(3)]
+    assert asked == [url]
+    first, *others = contents
+    for other in others:
+        for a, b in zip(first.images, other.images, strict=True):
+            assert a is b
+    # what is no longer there is not taken for something new at its place
+    read_again = [reader.read({"image": plain(i, 0, 0)}, "query").images[0] for i in range(20)]
+    assert len({image.digest for image in read_again}) == 20
+
+
 # --- videos
 
 
