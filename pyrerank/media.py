@@ -54,7 +54,9 @@ class Reader:
     """
 
     def __init__(self, media: Media | None = None) -> None:
-        self._media = media or Media()
+        if media is not None and not isinstance(media, Media):
+            raise TypeError(f"media must be a pyrerank.Media or None, got {type(media).__name__}")
+        self._media = Media() if media is None else media
         # what was read, by how it was given; the values are kept so that no other gets their id
         self._read: dict[object, tuple[object, Any]] = {}
 

@@ -129,6 +129,9 @@ class Reranker(Engine):
     ) -> list[float]:
         """Relevance of each document, 0 to 1, in the order given.
 
+        Everything is read before anything is scored: pictures take 3 KiB of host memory a token
+        until the call ends.
+
         Args:
             query: one content for all documents, or as many in a list as there are documents.  A
                 content is a text, a dict with "text", "image" and "video", or a list of OpenAI's

@@ -432,6 +432,11 @@ def test_limits_outside_the_described(limits: dict, message: str) -> None:
         Media(**limits)
 
 
+def test_media_of_another_type() -> None:
+    with pytest.raises(TypeError, match=r"media must be a pyrerank.Media or None, got dict"):
+        Reader({"max_image_tokens": 9})
+
+
 def test_a_picture_that_comes_again_is_read_once() -> None:
     asked = []
 
