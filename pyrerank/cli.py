@@ -1,4 +1,4 @@
-"""The command line: ``pyrerank score | rank | explain | info``."""
+"""The command line: ``pyrerank score | rank | explain | embed | info``."""
 
 from __future__ import annotations
 
@@ -8,26 +8,44 @@ import os
 import shutil
 import sys
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pyrerank import __version__
 from pyrerank.errors import DeviceError
 
 if TYPE_CHECKING:
+    from pyrerank.jsonl import EmbedTask, ScoreTask
+    from pyrerank.media import Media
     from pyrerank.reranker import Reranker
 
-EXAMPLES = """\
-examples:
+SCORING = """\
+examples of scoring:
   pyrerank rank --model DIR --query "capital of China" "Beijing is ..." "Gravity is ..."
-  pyrerank rank --model DIR --query "capital of China" --documents passages.jsonl --top-n 5
+  pyrerank rank --model DIR --query-image photo.jpg --documents passages.jsonl --top-n 5
   pyrerank score --model DIR --input pairs.jsonl --output scores.jsonl
   pyrerank score --model DIR --input pairs.jsonl --output scores.jsonl --resume
 
-A line of --documents is {"text": ...}.  A line of --input is {"query": ..., "document": ...} or
-{"query": ..., "documents": [...]}, optionally with "id" and "instruction".
+A line of --documents is {"text": ..., "image": ..., "video": ...}, at least one of them; its other
+fields are ignored.  A line of --input is {"query": ..., "document": ...} or
+{"query": ..., "documents": [...]}, optionally with "id" and "instruction"; a query or a document
+there is a text, such an object, or a list of OpenAI's parts.
+"""
+EMBEDDING = """\
+examples of embedding:
+  pyrerank embed --model DIR --instruction "Find passages that answer the query" "capital of China"
+  pyrerank embed --model DIR --input passages.jsonl --output vectors.npy
+  pyrerank embed --model DIR --input passages.jsonl --output vectors.npy --resume
+
+A line of --input is {"text": ..., "image": ..., "video": ...}, at least one of them, optionally
+with "id" and "instruction"; its other fields are ignored.  An --output that ends in .npy is a
+float32 array with a row for each line that is not blank, NaN for a line in error; any other is JSON
+lines.
+"""
+PICTURES = """
+An image or a video is a path, relative to the working directory, a data: URI or an http(s) URL.
 """
 
 
@@ -48,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         # the reader has gone (`| head`); stdout goes nowhere, so that the last flush is silent
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, TypeError, ArithmeticError, OSError, DeviceError) as error:
+    except (ValueError, TypeError, ArithmeticError, OSError, ImportError, DeviceError) as error:
         print(f"pyrerank: error: {error}", file=sys.stderr)
         return 2
 
@@ -57,8 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     style = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         "pyrerank",
-        description="Relevance scores from Qwen3 rerankers.",
-        epilog=EXAMPLES,
+        description="Relevance scores and embeddings from the Qwen3 retrieval models.",
+        epilog=f"{SCORING}\n{EMBEDDING}{PICTURES}",
         formatter_class=style,
     )
     parser.add_argument("--version", action="version", version=f"pyrerank {__version__}")
@@ -66,12 +84,40 @@ def _parser() -> argparse.ArgumentParser:
 
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--model", required=True, help="checkpoint folder, or a cached hub name")
-    common.add_argument("--query", help="the query, for all documents")
-    common.add_argument("--instruction", help="what counts as relevant (default: the model's)")
+    common.add_argument(
+        "--instruction",
+        help="what counts as relevant, or what vectors are for (default: the model's)",
+    )
+    media = common.add_argument_group("pictures")
+    media.add_argument(
+        "--max-image-tokens", type=int, metavar="N", help="make larger images smaller"
+    )
+    media.add_argument(
+        "--max-video-frames", type=int, metavar="N", help="take at most N frames from a video"
+    )
+    media.add_argument(
+        "--fetch", action="store_true", help="fetch http(s) URLs, from public addresses only"
+    )
+    media.add_argument(
+        "--fetch-host",
+        action="append",
+        metavar="HOST",
+        help="fetch from this host; repeat it for several; no other host is asked",
+    )
 
-    work = argparse.ArgumentParser(add_help=False, parents=[common])
-    work.add_argument("texts", nargs="*", metavar="DOCUMENT", help="a document's text")
-    work.add_argument("--documents", metavar="FILE", help="JSON lines with documents")
+    pairs = argparse.ArgumentParser(add_help=False)
+    pairs.add_argument("--query", metavar="TEXT", help="the query, for all documents")
+    for kind in ("image", "video"):
+        pairs.add_argument(
+            f"--query-{kind}",
+            action="append",
+            metavar="FILE",
+            help=f"the query has this {kind}; repeat it for several",
+        )
+    pairs.add_argument("texts", nargs="*", metavar="DOCUMENT", help="a document's text")
+    pairs.add_argument("--documents", metavar="FILE", help="JSON lines with documents")
+
+    work = argparse.ArgumentParser(add_help=False)
     work.add_argument("--input", metavar="FILE", help="JSON lines to work through; - is stdin")
     work.add_argument("--output", metavar="FILE", help="a new file for the results of --input")
     work.add_argument("--resume", action="store_true", help="go on with an existing --output")
@@ -88,25 +134,32 @@ def _parser() -> argparse.ArgumentParser:
         help="show a progress bar (default: on a terminal)",
     )
 
-    def command(name: str, text: str, parents: list[argparse.ArgumentParser]) -> None:
+    top = argparse.ArgumentParser(add_help=False)
+    top.add_argument("--top-n", type=int, metavar="N", help="keep the N most relevant")
+    vectors = argparse.ArgumentParser(add_help=False)
+    vectors.add_argument("texts", nargs="*", metavar="TEXT", help="a text to embed")
+    vectors.add_argument("--dim", type=int, metavar="N", help="numbers a vector (default: all)")
+    vectors.add_argument(
+        "--no-normalize", action="store_true", help="do not bring vectors to length 1"
+    )
+
+    def command(name: str, text: str, parents: list[argparse.ArgumentParser], more: str) -> None:
         sub = commands.add_parser(
             name,
             parents=parents,
             help=text,
             description=text,
-            epilog=EXAMPLES if work in parents else None,
+            epilog=more,
             formatter_class=style,
         )
         sub.set_defaults(command=globals()[f"_{name}"])
 
-    command("score", "score documents, in the order given", [work])
-    top = argparse.ArgumentParser(add_help=False)
-    top.add_argument("--top-n", type=int, metavar="N", help="keep the N most relevant")
-    command("rank", "sort documents by relevance", [work, top])
-    single = argparse.ArgumentParser(add_help=False)
-    single.add_argument("document", metavar="DOCUMENT", help="a document's text")
-    command("explain", "print the exact prompt and token ids of a pair", [common, single])
-    command("info", "print versions, devices, kernels, and what an NPU would need", [])
+    scoring = SCORING + PICTURES
+    command("score", "score documents, in the order given", [common, pairs, work], scoring)
+    command("rank", "sort documents by relevance", [common, pairs, work, top], scoring)
+    command("explain", "print the exact prompts and their token ids", [common, pairs], scoring)
+    command("embed", "make vectors", [common, work, vectors], EMBEDDING + PICTURES)
+    command("info", "print versions, devices, kernels, and what an NPU would need", [], "")
     return parser
 
 
@@ -120,67 +173,109 @@ def _info(args: argparse.Namespace) -> int:
 def _explain(args: argparse.Namespace) -> int:
     from pyrerank.reranker import explain
 
-    query = _query(args)
-    result = explain(query, args.document, model=args.model, instruction=args.instruction)
-    print(f"{result.text}\n\n{len(result.ids)} tokens, {result.truncated} cut: {result.ids}")
+    _source(args, "texts", "documents")
+    query, documents = _pairs(args)
+    media = _media(args)
+    for i, document in enumerate(documents):
+        result = explain(
+            query, document, model=args.model, instruction=args.instruction, media=media
+        )
+        ids = f"{len(result.ids)} tokens, {result.truncated} cut: {result.ids}"
+        print(f"{result.text}\n\n{ids}", end="\n" if i == len(documents) - 1 else "\n\n")
     return 0
 
 
 def _score(args: argparse.Namespace) -> int:
-    if _lines_wanted(args):
-        return _run_lines(args, ranked=False)
-    query, documents = _query(args), _documents(args)
-    scores = _engine(args).score(query, documents, progress=args.progress)
+    if _source(args, "texts", "documents", "input") == "input":
+        return _score_lines(args, ranked=False)
+    query, documents = _pairs(args)
+    media = _media(args)
+    scores = _reranker(args).score(query, documents, media=media, progress=args.progress)
     _print(enumerate(scores), documents)
     return 0
 
 
 def _rank(args: argparse.Namespace) -> int:
-    if _lines_wanted(args):
-        return _run_lines(args, ranked=True)
-    query, documents = _query(args), _documents(args)
-    ranking = _engine(args).rank(query, documents, top_n=args.top_n, progress=args.progress)
+    if _source(args, "texts", "documents", "input") == "input":
+        return _score_lines(args, ranked=True)
+    query, documents = _pairs(args)
+    media = _media(args)
+    ranking = _reranker(args).rank(
+        query, documents, top_n=args.top_n, media=media, progress=args.progress
+    )
     _print(((item.index, item.score) for item in ranking), documents)
     return 0
 
 
-def _lines_wanted(args: argparse.Namespace) -> bool:
-    """Whether the work is in --input.  Raises ValueError for options that exclude each other."""
-    sources = [bool(args.texts), args.documents is not None, args.input is not None]
-    if sum(sources) != 1:
-        raise ValueError("give documents as arguments, or --documents FILE, or --input FILE")
-    if args.output is not None and args.input is None:
+def _score_lines(args: argparse.Namespace, ranked: bool) -> int:
+    from pyrerank.jsonl import ScoreTask
+
+    media, query = _media(args), _query(args)
+    top_n = args.top_n if ranked else None
+    return _run_lines(args, lambda: ScoreTask(_reranker(args), media, query, ranked, top_n))
+
+
+def _embed(args: argparse.Namespace) -> int:
+    from pyrerank.embedder import Embedder
+    from pyrerank.jsonl import EmbedTask
+
+    _source(args, "texts", "input")
+    media = _media(args)
+
+    def load() -> EmbedTask:
+        engine = Embedder(
+            args.model,
+            dim=args.dim,
+            normalize=not args.no_normalize,
+            device=args.device,
+            dtype=args.dtype,
+            graph=args.graph,
+        )
+        return EmbedTask(engine, media, args.instruction)
+
+    return _run_lines(args, load)
+
+
+def _source(args: argparse.Namespace, *names: str) -> str:
+    """Which of the sources ``names`` is given.  Raises ValueError unless it is exactly one."""
+    known = {
+        "texts": "texts as arguments",
+        "documents": "--documents FILE",
+        "input": "--input FILE",
+    }
+    given = [name for name in names if getattr(args, name)]
+    if len(given) != 1:
+        raise ValueError(f"give {', or '.join(known[name] for name in names)}")
+    if "input" in names and args.output is not None and args.input is None:
         raise ValueError("--output goes with --input; redirect standard output instead")
-    if args.resume and args.output is None:
+    if "input" in names and args.resume and args.output is None:
         raise ValueError("--resume needs --output, the file to go on with")
-    return args.input is not None
+    return given[0]
 
 
-def _run_lines(args: argparse.Namespace, ranked: bool) -> int:
-    from pyrerank.jsonl import process
+def _run_lines(args: argparse.Namespace, load: Callable[[], ScoreTask | EmbedTask]) -> int:
+    from pyrerank.jsonl import EmbedTask, process
+    from pyrerank.outputs import JsonLines, NpyRows
 
     with ExitStack() as stack:
-        source: BinaryIO = sys.stdin.buffer
-        total = None
-        if args.input != "-":
-            source = stack.enter_context(open(args.input, "rb"))
-            total = sum(1 for _ in source)
-            source.seek(0)
-        engine = _engine(args)
+        source: Iterable[bytes] = [json.dumps({"text": text}).encode() for text in args.texts]
+        total: int | None = len(args.texts)
+        if args.input == "-":
+            source, total = sys.stdin.buffer, None
+        elif args.input is not None:
+            file = stack.enter_context(open(args.input, "rb"))
+            source, total = file, sum(1 for _ in file)
+            file.seek(0)
+        task = load()
         target: BinaryIO = sys.stdout.buffer
         if args.output is not None:
             target = stack.enter_context(_open_output(Path(args.output), args.resume))
-        errors = process(
-            engine,
-            source,
-            target,
-            ranked=ranked,
-            query=args.query,
-            top_n=args.top_n if ranked else None,
-            resume=args.resume,
-            total=total,
-            progress=args.progress,
-        )
+        output: JsonLines | NpyRows
+        if isinstance(task, EmbedTask) and str(args.output).endswith(".npy"):
+            output = NpyRows(target, task.engine.dim)
+        else:
+            output = JsonLines(target, args.resume)
+        errors = process(task, source, output, total=total, progress=args.progress)
     if errors:
         print(f"pyrerank: {errors} input lines were in error", file=sys.stderr)
     return 1 if errors else 0
@@ -195,7 +290,7 @@ def _open_output(path: Path, resume: bool) -> BinaryIO:
         ) from None
 
 
-def _engine(args: argparse.Namespace) -> Reranker:
+def _reranker(args: argparse.Namespace) -> Reranker:
     from pyrerank.reranker import Reranker
 
     return Reranker(
@@ -207,31 +302,71 @@ def _engine(args: argparse.Namespace) -> Reranker:
     )
 
 
-def _query(args: argparse.Namespace) -> str:
-    if args.query is None:
+def _media(args: argparse.Namespace) -> Media:
+    from pyrerank.fetch import Fetcher
+    from pyrerank.media import Media
+
+    limits = {
+        name: getattr(args, name)
+        for name in ("max_image_tokens", "max_video_frames")
+        if getattr(args, name) is not None
+    }
+    fetch = Fetcher(hosts=args.fetch_host) if args.fetch or args.fetch_host else None
+    return Media(fetch=fetch, **limits)
+
+
+def _pairs(args: argparse.Namespace) -> tuple[Any, list[Any]]:
+    """The query and the documents, contents all of them."""
+    query = _query(args)
+    if query is None:
         raise ValueError("--query is missing")
-    return str(args.query)
-
-
-def _documents(args: argparse.Namespace) -> list[str]:
     if args.texts:
-        return list(args.texts)
+        return query, args.texts
+    from pyrerank.jsonl import content_of, parse
+
     documents = []
     for number, raw in enumerate(Path(args.documents).read_bytes().splitlines(), 1):
         if raw.strip():
             try:
-                documents.append(json.loads(raw)["text"])
-            except (ValueError, TypeError, KeyError) as error:
-                raise ValueError(
-                    f'{args.documents}, line {number}: not an object with a "text" ({error!r})'
-                ) from None
-    return documents
+                documents.append(content_of(parse(raw)))
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{args.documents}, line {number}: {error}") from None
+    return query, documents
 
 
-def _print(results: Iterable[tuple[int, float]], documents: list[str]) -> None:
+def _query(args: argparse.Namespace) -> object:
+    """The query, a content; None where there is none."""
+    parts = [
+        {"type": kind, kind: file}
+        for kind in ("video", "image")
+        for file in getattr(args, f"query_{kind}") or ()
+    ]
+    if parts and args.query is not None:
+        parts.append({"type": "text", "text": args.query})
+    return parts or args.query
+
+
+def _print(results: Iterable[tuple[int, float]], documents: list[Any]) -> None:
     width = shutil.get_terminal_size((100, 0)).columns - 17
     for index, score in results:
-        print(f"{score:.6f}  [{index}]".ljust(16), _clip(documents[index], width))
+        print(f"{score:.6f}  [{index}]".ljust(16), _clip(_shown(documents[index]), width))
+
+
+def _shown(document: str | dict[str, Any]) -> str:
+    """A document as words: its text, after its pictures' names in brackets."""
+    if isinstance(document, str):
+        return document
+    names = [name for kind in ("video", "image") for name in _leaves(document.get(kind))]
+    # of a data: URI what it is, not what it holds
+    names = [n.partition(",")[0] if n[:5].lower() == "data:" else n for n in names]
+    return " ".join([*(f"[{name}]" for name in names), *_leaves(document.get("text"))])
+
+
+def _leaves(value: Any) -> list[str]:
+    """What a value, or a list of values or lists, or None, holds."""
+    if isinstance(value, list):
+        return [leaf for inner in value for leaf in _leaves(inner)]
+    return [] if value is None else [value]
 
 
 def _clip(text: str, width: int) -> str:

@@ -17,9 +17,12 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
+# All of IPv6 that is given out to networks; older Pythons call much of the rest global, too.
+GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 # RFC 6052: an IPv4 address behind a translator, which may translate to a private one
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 REDIRECTS = (301, 302, 303, 307, 308)
+LONGEST = 200  # characters in a message that somebody else wrote
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,13 @@ class Fetcher:
     max_bytes: the most that a body may have.
     seconds: the most that one fetch may take with all its redirects, name resolution aside.
     redirects: the most redirects that are followed.
-    hosts: the only host names that may be asked, of redirects too; None: any.
+    hosts: the only host names that may be asked, of redirects too, whatever the port; None: any.
     private: whether addresses that are not public (private, loopback, link-local, ...) are allowed.
 
     Raises (when called):
         ValueError: any of these limits met; another scheme; a status other than 200; a body that
             is incomplete or compressed; an error of the network. Messages show no query string.
+        TypeError (when made): ``hosts`` is one str.
     """
 
     max_bytes: int = 32 * 2**20
@@ -43,17 +47,21 @@ class Fetcher:
     hosts: Collection[str] | None = None
     private: bool = False
 
+    def __post_init__(self) -> None:
+        if isinstance(self.hosts, str):
+            raise TypeError(f"hosts must be a list of host names, got the str {self.hosts!r}")
+
     def __call__(self, url: str) -> bytes:
         deadline = time.monotonic() + self.seconds
         for _ in range(self.redirects + 1):
             parts = self._checked(url)
-            shown = f"{parts.scheme}://{parts.netloc}{parts.path}"
+            shown = f"{parts.scheme}://{parts.netloc}{parts.path}"[:LONGEST]
             try:
                 body, location = self._get(parts, deadline)
             except (OSError, http.client.HTTPException, UnicodeError) as error:
                 if time.monotonic() >= deadline:
                     raise ValueError(f"{shown} took over {self.seconds:g} seconds") from error
-                why = str(error) or type(error).__name__
+                why = str(error)[:LONGEST] or type(error).__name__
                 raise ValueError(f"{shown} cannot be fetched: {why}") from error
             except ValueError as error:
                 raise ValueError(f"{shown} {error}") from error
@@ -74,7 +82,10 @@ class Fetcher:
             raise ValueError("a URL with a user name or password in it is not fetched")
         if self.hosts is not None and host not in {allowed.lower() for allowed in self.hosts}:
             raise ValueError(f"the host {host!r} is not one of the allowed hosts")
-        return parts
+        return parts._replace(
+            path=quote(parts.path or "/", safe="/%:@!$&'()*+,;=~"),
+            query=quote(parts.query, safe="/%:@!$&'()*+,;=~?"),
+        )
 
     def _get(self, parts: SplitResult, deadline: float) -> tuple[bytes, str | None]:
         """One request: the body, or the location that it redirects to."""
@@ -95,9 +106,7 @@ class Fetcher:
             connected.do_handshake()
         connection = http.client.HTTPConnection(parts.netloc)
         connection.sock = connected
-        target = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~")
-        if parts.query:
-            target += "?" + quote(parts.query, safe="/%:@!$&'()*+,;=~?")
+        target = parts.path + ("?" + parts.query if parts.query else "")
         headers = {"User-Agent": "pyrerank", "Accept-Encoding": "identity"}
         connection.request("GET", target, headers=headers)
         with connection.getresponse() as response:
@@ -105,17 +114,21 @@ class Fetcher:
             if response.status in REDIRECTS and location:
                 return b"", location
             if response.status != 200:
-                raise ValueError(f"answered {response.status} {response.reason}")
+                phrase = http.client.responses.get(response.status, "")  # not the server's own
+                raise ValueError(f"answered {response.status} {phrase}".rstrip())
             if response.getheader("Content-Encoding", "identity") != "identity":
                 raise ValueError("answered with a compressed body, which was not asked for")
             if (response.length or 0) > self.max_bytes:
                 raise ValueError(f"has {response.length} bytes, over the limit of {self.max_bytes}")
-            body = response.read(self.max_bytes + 1)
-            if len(body) > self.max_bytes:
-                raise ValueError(f"has more bytes than the limit of {self.max_bytes}")
+            # not read(limit): a chunk that says it has -1 bytes makes it read without one
+            body = bytearray()
+            while piece := response.read1(2**16):
+                body += piece
+                if len(body) > self.max_bytes:
+                    raise ValueError(f"has more bytes than the limit of {self.max_bytes}")
             if response.length:
                 raise ValueError(f"ended {response.length} bytes early")
-            return body, None
+            return bytes(body), None
 
     def _connect(self, parts: SplitResult, deadline: float) -> socket.socket:
         """A connection to an address of the host, all of which must be allowed."""
@@ -152,6 +165,8 @@ def _is_public(address: str) -> bool:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inner is not None:
             return _is_public(str(inner))
+        if ip not in GLOBAL_UNICAST:
+            return False
     return ip.is_global and not ip.is_multicast
 
 

@@ -1,8 +1,7 @@
-"""JSON lines in, JSON lines out: streaming, resumable, one bad line never stops the others.
+"""JSON lines in, results out: streaming, resumable, one bad line never stops the others.
 
-Input lines are objects: ``query`` (unless given for all lines), ``document`` (a text) or
-``documents`` (a list of texts), optionally ``instruction`` and ``id``.  Output lines carry the
-number of the input line, its ``id``, and either the results or an ``error``.
+`process` takes each line through a task (`ScoreTask`, `EmbedTask`) to an output of
+`pyrerank.outputs`; neither knows of the other.
 """
 
 from __future__ import annotations
@@ -11,180 +10,225 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from pyrerank.inputs import Pair, check_text, pair_up
-from pyrerank.reranker import Reranker, Score
+from pyrerank.inputs import check_list, check_text
+from pyrerank.media import Media, Reader
+from pyrerank.outputs import JsonLines, NpyRows
 
-# Pairs scored and written together: the most that an interruption costs.  Chunks are cut by the
-# input alone, so a resumed run forms the same batches, and the same bits, as an unbroken one.
-CHUNK_PAIRS = 64
+if TYPE_CHECKING:
+    from pyrerank.embedder import Embedder
+    from pyrerank.reranker import Reranker
+
+# Pairs or inputs run and written together: the most that an interruption costs.  Chunks are cut by
+# the input alone, so a resumed run forms the same batches, and the same bits, as an unbroken one.
+CHUNK = 64
 
 FIELDS = ("query", "document", "documents", "instruction", "id")
 
 
 @dataclass(frozen=True)
 class Line:
-    """One input line: the output record so far (with ``error`` if the line is bad) and its pairs.
-
-    ``documents`` is None for a line that has a single ``document``.
+    """One line of the input: its object, and the record that answers it so far, which has an
+    ``error`` if the line is bad.
     """
 
     record: dict[str, Any]
-    pairs: list[Pair]
-    documents: list[str] | None = None
+    item: dict[str, Any]
 
-    def answer(self, scores: list[Score], ranked: bool, top_n: int | None) -> dict[str, Any]:
-        """The output record; ``ranked`` sorts by logit, keeps ``top_n``, carries the documents."""
-        if "error" in self.record:
-            return self.record
-        if self.documents is None:
-            return self.record | asdict(scores[0])
-        results = [{"index": i} | asdict(score) for i, score in enumerate(scores)]
-        if ranked:
-            results = sorted(results, key=lambda result: -result["logit"])[:top_n]
-            results = [r | {"document": self.documents[r["index"]]} for r in results]
-        return self.record | {"results": results}
+
+@dataclass(frozen=True)
+class ScoreTask:
+    """Lines with ``query``, ``document`` (a content) or ``documents`` (a list of contents),
+    optionally ``instruction`` and ``id``.
+
+    query: a content, for lines that have no query; None: they are in error.
+    ranked: lines must have ``documents``; results are sorted, the ``top_n`` first are kept, and
+        they carry their documents.
+    """
+
+    engine: Reranker
+    media: Media
+    query: object = None
+    ranked: bool = False
+    top_n: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.top_n is not None and self.top_n < 1:
+            raise ValueError(f"top_n must be a positive int or None, got {self.top_n}")
+
+    def read(self, item: dict[str, Any]) -> list[Any]:
+        """The pairs of a line.  Raises TypeError or ValueError for a bad one."""
+        unknown = sorted(item.keys() - set(FIELDS))
+        if unknown:
+            raise ValueError(f"unknown field {unknown[0]!r}; a line has {', '.join(FIELDS)}")
+        if self.query is None and "query" not in item:
+            raise ValueError("no 'query', in the line or on the command line")
+        if ("document" in item) == ("documents" in item):
+            raise ValueError("a line needs either 'document' or 'documents'")
+        if self.ranked and "document" in item:
+            raise ValueError("ranking needs 'documents', a list; 'document' is one content")
+        documents = {"document": item.get("document")}
+        if "documents" in item:
+            check_list("documents", item["documents"])
+            documents = {f"documents[{i}]": given for i, given in enumerate(item["documents"])}
+        query, reader = item.get("query", self.query), Reader(self.media)
+        return [
+            self.engine.pair(name, query, document, item.get("instruction"), reader)
+            for name, document in documents.items()
+        ]
+
+    def answer(self, item: dict[str, Any], results: list[Any]) -> dict[str, Any]:
+        if "document" in item:
+            return asdict(results[0])
+        answers = [{"index": i} | asdict(result) for i, result in enumerate(results)]
+        if self.ranked:
+            answers = sorted(answers, key=lambda answer: -answer["logit"])[: self.top_n]
+            answers = [a | {"document": item["documents"][a["index"]]} for a in answers]
+        return {"results": answers}
+
+
+@dataclass(frozen=True)
+class EmbedTask:
+    """Lines that are documents (see `content_of`), optionally with ``instruction`` and ``id``.
+
+    instruction: for lines that have none.
+    """
+
+    engine: Embedder
+    media: Media
+    instruction: str | None = None
+
+    def read(self, item: dict[str, Any]) -> list[Any]:
+        """The input of a line.  Raises TypeError or ValueError for a bad one."""
+        instruction = item.get("instruction", self.instruction)
+        content = content_of(item)
+        return [self.engine.input("input", content, instruction, Reader(self.media))]
+
+    def answer(self, item: dict[str, Any], results: list[Any]) -> dict[str, Any]:
+        [result] = results
+        return {
+            "embedding": result.vector,
+            "tokens": result.tokens,
+            "truncated": result.truncated,
+        }
 
 
 def process(
-    engine: Reranker,
+    task: ScoreTask | EmbedTask,
     source: Iterable[bytes],
-    target: BinaryIO,
+    output: JsonLines | NpyRows,
     *,
-    ranked: bool = False,
-    query: str | None = None,
-    top_n: int | None = None,
-    resume: bool = False,
     total: int | None = None,
     progress: bool | None = None,
 ) -> int:
-    """Scores or ranks the lines of ``source`` into ``target``.
+    """Works through the lines of ``source``.
 
     Args:
-        engine: scores the pairs.
+        task: what a line asks for.
         source: the input's lines.
-        target: a binary file or pipe; flushed after each chunk.
-        ranked: lines must have ``documents``; results are sorted and carry them.
-        query: for lines that have none.
-        top_n: with ``ranked``, how many results of a line to keep.
-        resume: ``target`` is the output of an interrupted run over the same input, open for
-            reading and writing: chunks it holds whole are kept, the rest is redone.
+        output: where the answers go.
         total: number of input lines, for the progress bar.
         progress: as in `Reranker.score`.
 
     Returns:
-        How many lines were in error; each is also reported on stderr.
-
-    Raises:
-        ValueError: with ``resume``, ``target`` holds something else than such output.
+        How many lines were in error; each that was not in ``output`` before is reported on stderr.
     """
-    finished = _finished(target) if resume else {}
-    kept = errors = 0
+    errors = 0
     hide = None if progress is None else not progress
     with tqdm(total=total, unit="line", disable=hide, delay=1) as bar:
-        for chunk in _chunks(_parse(engine, source, query, ranked)):
-            last = chunk[-1].record["line"]
-            errors += sum("error" in line.record for line in chunk)
-            if last in finished:
-                kept = finished[last]
-                bar.update(last - bar.n)
-                continue
-            scores = iter(engine.run([p for line in chunk for p in line.pairs], progress=False))
-            answers = [
-                line.answer([next(scores) for _ in line.pairs], ranked, top_n) for line in chunk
-            ]
-            if resume:
-                target.seek(kept)
-                target.truncate()
-                resume = False
-            target.write(b"".join(_dump(answer) for answer in answers))
-            target.flush()
-            bar.update(last - bar.n)
-            for answer in answers:
-                if "error" in answer:
-                    bar.write(f"line {answer['line']}: {answer['error']}", file=sys.stderr)
+        for chunk in _chunks(_lines(source)):
+            kept = output.keep([line.record["line"] for line in chunk])
+            if kept is None:
+                records = _records(task, chunk)
+                output.write(records)
+            bar.update(chunk[-1].record["line"] - bar.n)
+            if kept is None:
+                bad = [record for record in records if "error" in record]
+                for record in bad:
+                    bar.write(f"line {record['line']}: {record['error']}", file=sys.stderr)
+                kept = len(bad)
+            errors += kept
     return errors
 
 
-def _parse(
-    engine: Reranker, source: Iterable[bytes], query: str | None, ranked: bool
-) -> Iterator[Line]:
+def _records(task: ScoreTask | EmbedTask, chunk: list[Line]) -> list[dict[str, Any]]:
+    """The whole records of a chunk's lines."""
+    work = [_read(task, line) for line in chunk]
+    inputs = [one for _, inputs in work for one in inputs]
+    results = iter(task.engine.run(inputs, progress=False))
+    records = []
+    for line, (record, inputs) in zip(chunk, work, strict=True):
+        if "error" not in record:
+            record = record | task.answer(line.item, [next(results) for _ in inputs])
+        records.append(record)
+    return records
+
+
+def _read(task: ScoreTask | EmbedTask, line: Line) -> tuple[dict[str, Any], list[Any]]:
+    """The record of a line so far, and its pairs or inputs."""
+    if "error" in line.record:
+        return line.record, []
+    try:
+        return line.record, task.read(line.item)
+    except (ValueError, TypeError) as error:
+        return line.record | {"error": str(error)}, []
+
+
+def _lines(source: Iterable[bytes]) -> Iterator[Line]:
     for number, raw in enumerate(source, 1):
         if not raw.strip():
             continue
         record: dict[str, Any] = {"line": number}
         try:
-            item = json.loads(raw.decode("utf-8-sig"))
-            if not isinstance(item, dict):
-                raise TypeError(f"expected a JSON object, got {type(item).__name__}")
+            item = parse(raw)
             if "id" in item:
                 record["id"] = _check_id(item["id"])
-            yield _line(engine, record, item, query, ranked)
-        except (ValueError, TypeError, RecursionError) as error:
-            yield Line(record | {"error": str(error)}, [])
+            yield Line(record, item)
+        except (ValueError, TypeError) as error:
+            yield Line(record | {"error": str(error)}, {})
+
+
+def parse(raw: bytes) -> dict[str, Any]:
+    """The object of a line.  Raises ValueError or TypeError if it holds none."""
+    try:
+        item = json.loads(raw.decode("utf-8-sig"))
+    except RecursionError:
+        raise ValueError("a JSON value that is nested too deep") from None
+    if not isinstance(item, dict):
+        raise TypeError(f"expected a JSON object, got {type(item).__name__}")
+    return item
+
+
+def content_of(item: dict[str, Any]) -> dict[str, Any]:
+    """The content of a line that is a document: its ``text``, ``image`` and ``video``.
+
+    Other fields (``_id``, ``title``) are the caller's own.  Raises ValueError where there is none
+    of the three.
+    """
+    content: dict[str, Any] = {
+        kind: item[kind] for kind in ("text", "image", "video") if kind in item
+    }
+    if not content:
+        raise ValueError("a document needs a 'text', an 'image' or a 'video'")
+    return content
 
 
 def _check_id(value: object) -> str | int:
     return value if isinstance(value, int) else check_text("id", value)
 
 
-def _line(
-    engine: Reranker, record: dict[str, Any], item: dict[str, Any], query: str | None, ranked: bool
-) -> Line:
-    unknown = sorted(item.keys() - set(FIELDS))
-    if unknown:
-        raise ValueError(f"unknown field {unknown[0]!r}; a line has {', '.join(FIELDS)}")
-    if query is None and "query" not in item:
-        raise ValueError("no 'query', in the line or on the command line")
-    if ("document" in item) == ("documents" in item):
-        raise ValueError("a line needs either 'document' or 'documents'")
-    if ranked and "document" in item:
-        raise ValueError("ranking needs 'documents', a list; 'document' is one text")
-    own_query, instruction = item.get("query", query), item.get("instruction")
-    if "document" in item:
-        return Line(record, [engine.pair("document", own_query, item["document"], instruction)])
-    documents = item["documents"]
-    if not isinstance(own_query, str):
-        raise TypeError(f"query must be str, got {type(own_query).__name__}")
-    pairs = [
-        engine.pair(f"documents[{i}]", *texts, instruction)
-        for i, texts in enumerate(pair_up(own_query, documents))
-    ]
-    return Line(record, pairs, documents)
-
-
 def _chunks(lines: Iterable[Line]) -> Iterator[list[Line]]:
     chunk: list[Line] = []
-    pairs = 0
+    size = 0
     for line in lines:
         chunk.append(line)
-        pairs += max(1, len(line.pairs))  # a bad line counts, or a file of them would pile up
-        if pairs >= CHUNK_PAIRS:
+        documents = line.item.get("documents")
+        size += max(1, len(documents)) if isinstance(documents, list) else 1
+        if size >= CHUNK:
             yield chunk
-            chunk, pairs = [], 0
+            chunk, size = [], 0
     if chunk:
         yield chunk
-
-
-def _finished(target: BinaryIO) -> dict[int, int]:
-    """Input line -> where its record ends in the output, without a half-written last line."""
-    ends, end = {}, 0
-    for raw in target:
-        if not raw.endswith(b"\n"):
-            break
-        end += len(raw)
-        try:
-            ends[int(json.loads(raw)["line"])] = end
-        except (ValueError, TypeError, KeyError):
-            raise ValueError(
-                "the output to resume holds a line that pyrerank did not write: "
-                f"{raw[:60]!r}; give another output file"
-            ) from None
-    return ends
-
-
-def _dump(record: dict[str, Any]) -> bytes:
-    return json.dumps(record, ensure_ascii=False).encode() + b"\n"

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyrerank.attention import by_sequence, dense
+from pyrerank.attention import by_sequence, dense, full
 from pyrerank.batch import Batch, pack, pad
 from pyrerank.inputs import Prompt
 
@@ -13,8 +13,8 @@ lengths = st.lists(st.integers(1, 40), min_size=1, max_size=6)
 heads = st.sampled_from([(1, 1), (4, 2), (6, 2), (8, 1)])
 
 
-def reference(q, k, v, lengths):
-    """Softmax of the causal scores, sequence by sequence and head by head."""
+def reference(q, k, v, lengths, causal=True):
+    """Softmax of the scores, sequence by sequence and head by head."""
     out = torch.empty_like(q, dtype=torch.float64)
     q, k, v = q.double(), k.double(), v.double()
     start = 0
@@ -23,7 +23,7 @@ def reference(q, k, v, lengths):
         for head in range(q.shape[1]):
             kv = head // (q.shape[1] // k.shape[1])
             scores = q[rows, head] @ k[rows, kv].T / q.shape[2] ** 0.5
-            hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
+            hidden = torch.full((length, length), causal).triu(1)
             out[rows, head] = scores.masked_fill(hidden, -torch.inf).softmax(-1) @ v[rows, kv]
         start += length
     return out
@@ -45,11 +45,21 @@ def test_every_sequence_sees_itself_and_the_past(attend, lengths, heads):
     torch.testing.assert_close(got.double(), reference(q, k, v, lengths), atol=2e-6, rtol=0)
 
 
+@settings(max_examples=30)
+@given(lengths=lengths, heads=heads)
+def test_every_sequence_sees_all_of_itself(lengths, heads):
+    q, k, v = packed(lengths, *heads)
+    got = full(q, k, v, lengths)
+    want = reference(q, k, v, lengths, causal=False)
+    torch.testing.assert_close(got.double(), want, atol=2e-6, rtol=0)
+
+
 @given(lengths=lengths, empty=st.integers(0, 3), spare=st.integers(0, 20))
 def test_dense_reads_ends_from_the_tensor_and_takes_empty_sequences(lengths, empty, spare):
     batch = pack([Prompt([0] * length, 0) for length in lengths])
     padded = pad(batch, batch.tokens + spare, len(lengths) + empty)
-    unknown = Batch(padded.data, [0] * len(padded.lengths))  # lengths of some other batch
+    # lengths of some other batch: a graph keeps those that it was captured with
+    unknown = Batch(padded.data, [0] * (len(padded.lengths) - 1) + [padded.tokens])
     q, k, v = packed([*lengths, spare], 4, 2)
     got = dense(q, k, v, unknown)
     want = reference(q, k, v, [*lengths, spare])

@@ -1,20 +1,26 @@
 """The command line, mostly as a user meets it: another process, files and pipes."""
 
+import base64
+import functools
 import json
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from checkpoints import write_random
+from test_fetch import Server
 
-from pyrerank import Reranker
+from pyrerank import Embedder, Fetcher, Media, Reranker, fetch
 from pyrerank.cli import main
-from pyrerank.jsonl import CHUNK_PAIRS
+from pyrerank.jsonl import CHUNK
 
 DATA = Path(__file__).parent / "data"
+PICTURES = DATA / "pictures"
+CAT, COFFEE, STARS = PICTURES / "cat.jpg", PICTURES / "coffee.jpg", PICTURES / "stars.mp4"
 DOCUMENTS = ["Beijing is the capital of China.", "Gravity attracts. " * 20, "北京是中国的首都。"]
 QUERY = "capital of China?"
 
@@ -29,6 +35,23 @@ def model(tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def engine(model) -> Reranker:
     return Reranker(model, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def vision_model(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("vision")
+    write_random(folder, "qwen3-vl-reranker", tied=True, seed=4, dtype=torch.bfloat16)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def vision_engine(vision_model) -> Reranker:
+    return Reranker(vision_model, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def embedder(vision_model) -> Embedder:
+    return Embedder(vision_model, dtype="float32")
 
 
 def run(*args: str, stdin: bytes = b"", **options) -> subprocess.CompletedProcess[bytes]:
@@ -103,14 +126,22 @@ class TestArguments:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["score", "--query", "q"], "give documents as arguments, or --documents"),
-            (["score", "--query", "q", "d", "--input", "x"], "give documents as arguments"),
+            (["score", "--query", "q"], "give texts as arguments, or --documents FILE, or"),
+            (["score", "--query", "q", "d", "--input", "x"], "give texts as arguments"),
             (["score", "d"], "--query is missing"),
             (["rank", "--query", "q", "d", "--top-n", "0"], "top_n must be a positive int"),
             (["score", "--query", "q", "d", "--dtype", "int3"], "dtype must be one of"),
             (["score", "--query", "q", "d", "--device", "tpu"], "device must be"),
             (["score", "--query", "q", "d", "--output", "x"], "--output goes with --input"),
             (["score", "--input", "-", "--resume"], "--resume needs --output"),
+            (["rank", "--input", "/dev/null", "--top-n", "0"], "top_n must be a positive int"),
+            (["explain", "--query", "q"], "give texts as arguments, or --documents FILE"),
+            (["embed"], "give texts as arguments, or --input FILE"),
+            (["embed", "t", "--output", "x.npy"], "--output goes with --input"),
+            (["embed", "t", "--dim", "97"], "dim must be an int from 1 to 96"),
+            (["embed", "t", "--max-image-tokens", "3"], "max_image_tokens must be an int from 4"),
+            (["embed", "t", "--max-video-frames", "3"], "max_video_frames must be an even int"),
+            (["score", "d", "--query-image", str(CAT)], "the query of documents[0] has a picture"),
             (["score", "--input", "/not/there.jsonl"], "No such file"),
             (["score", "--query", "q", "--documents", "/not/there"], "No such file"),
         ],
@@ -129,7 +160,10 @@ class TestArguments:
         file = tmp_path / "documents.jsonl"
         file.write_bytes(jsonl({"text": "a"}) + b"{broken\n")
         assert main(["rank", "--model", model, "--query", "q", "--documents", str(file)]) == 2
-        assert "documents.jsonl, line 2: not an object" in capsys.readouterr().err
+        assert "documents.jsonl, line 2: Expecting property name" in capsys.readouterr().err
+        file.write_bytes(b"\n" + jsonl({"_id": "d1", "title": "no more than this"}))
+        assert main(["rank", "--model", model, "--query", "q", "--documents", str(file)]) == 2
+        assert "line 2: a document needs a 'text', an 'image'" in capsys.readouterr().err
 
 
 class TestLines:
@@ -175,17 +209,27 @@ class TestLines:
             (jsonl({"query": "q"}), "either 'document' or 'documents'"),
             (jsonl({"query": "q", "document": "d", "documents": []}), "either"),
             (jsonl({"query": "q", "documents": []}), "documents is empty"),
-            (jsonl({"query": "q", "documents": "d"}), "wrap a single document in a list"),
-            (jsonl({"query": None, "document": "d"}), "must be str, got NoneType"),
-            (jsonl({"query": "q", "document": 3}), "document must be str, got int"),
-            (jsonl({"query": "q", "documents": ["a", None]}), "documents[1] must be str"),
-            (jsonl({"query": ["q"], "documents": ["a"]}), "query must be str, got list"),
+            (jsonl({"query": "q", "documents": "d"}), "wrap a single content in a list"),
+            (
+                jsonl({"query": None, "document": "d"}),
+                "the query of document must be a str, a dict",
+            ),
+            (jsonl({"query": "q", "document": 3}), "document must be a str, a dict"),
+            (jsonl({"query": "q", "documents": ["a", None]}), "documents[1] must be a str, a dict"),
+            (
+                jsonl({"query": ["q"], "documents": ["a"]}),
+                "the query of documents[0], part[0] must be a dict",
+            ),
+            (
+                jsonl({"query": "q", "documents": ["a", {"image": str(CAT)}]}),
+                "documents[1] has a picture, and this model reads text only",
+            ),
             (b'{"query": "q", "document": "\\ud800"}', "lone surrogate, U+D800"),
             (jsonl({"query": "q", "document": "d", "doc": 1}), "unknown field 'doc'"),
             (jsonl({"query": "q", "document": "d", "instruction": 3}), "instruction must be str"),
             (jsonl({"query": "q", "document": "d", "instruction": "w " * 9999}), "too long"),
             (b'{"id": "\\ud800", "query": "q", "document": "d"}', "id holds a lone surrogate"),
-            (b"[" * 100_000, "recursion"),
+            (b"[" * 100_000, "nested too deep"),
         ]
         good = jsonl({"query": QUERY, "document": "d"})
         lines = [good] + [raw.strip() + b"\n" + good for raw, _ in bad]
@@ -278,7 +322,7 @@ class TestResume:
         with subprocess.Popen([*command, "--input", "-"], **pipes) as process:
             process.stdin.write(b"".join(lines[:500]))
             process.stdin.flush()
-            written = [process.stdout.readline() for _ in range(500 // CHUNK_PAIRS * CHUNK_PAIRS)]
+            written = [process.stdout.readline() for _ in range(500 // CHUNK * CHUNK)]
             process.send_signal(signal.SIGINT)
             out, err = process.communicate()
         assert process.returncode == 130 and b"interrupted" in err
@@ -294,7 +338,7 @@ class TestResume:
         lines = thousand_pairs.read_bytes().splitlines(keepends=True)[:150]
         short = thousand_pairs.with_name("short.jsonl")
         short.write_bytes(b"".join(lines))
-        want = b"".join(whole.splitlines(keepends=True)[: 150 // CHUNK_PAIRS * CHUNK_PAIRS])
+        want = b"".join(whole.splitlines(keepends=True)[: 150 // CHUNK * CHUNK])
         target.write_bytes(want[:kept])
         files[1] = str(short)
         assert main(["score", "--model", model, *files, "--resume"]) == 0
@@ -309,3 +353,277 @@ class TestResume:
         before = target.read_bytes()
         assert main(["score", "--model", model, *files, "--resume"]) == 0
         assert target.read_bytes() == before
+
+
+def scores_in(table: str) -> list[float]:
+    return [float(line.split()[0]) for line in table.splitlines()]
+
+
+class TestPictures:
+    def test_documents_with_pictures(
+        self, vision_model, vision_engine, tmp_path, capsys, monkeypatch
+    ):
+        monkeypatch.setenv("COLUMNS", "400")
+        documents = [
+            {"_id": "cat", "image": str(CAT), "title": "no part of it"},
+            {"text": "a cup\nof coffee", "image": [str(COFFEE), data_uri(CAT)]},
+            {"text": ["stars", ", many"], "video": str(STARS)},
+            {"video": [str(COFFEE), str(COFFEE)]},
+            {"text": "a cat"},
+        ]
+        file = tmp_path / "documents.jsonl"
+        file.write_bytes(jsonl(*documents))
+        options = ["--model", vision_model, "--dtype", "float32", "--documents", str(file)]
+        options += ["--query", "a cat?", "--query-image", str(CAT), "--query-image", str(COFFEE)]
+        options += ["--query-video", str(STARS), "--max-video-frames", "4"]
+        assert main(["score", *options]) == 0
+        table = capsys.readouterr().out
+        contents = [
+            {key: value for key, value in document.items() if key in ("text", "image", "video")}
+            for document in documents
+        ]
+        query = {"text": "a cat?", "image": [CAT, COFFEE], "video": STARS}
+        want = vision_engine.score(query, contents, media=Media(max_video_frames=4))
+        assert scores_in(table) == pytest.approx(want, abs=2e-6)
+        assert len(set(want)) == 5
+        shown = [line.partition("]")[2].strip() for line in table.splitlines()]
+        assert shown[0] == f"[{CAT}]"
+        assert shown[1].startswith(f"[{COFFEE}] [data:image/jpeg;base64] a cup of c")
+        assert shown[2].startswith(f"[{STARS}] stars , many")
+        assert shown[3].startswith(f"[{COFFEE}] [{COFFEE}]") and shown[4] == "a cat"
+
+    def test_rank_for_a_picture(self, vision_model, vision_engine, capsys, monkeypatch):
+        """The path is relative to the working directory."""
+        monkeypatch.chdir(PICTURES)
+        options = ["--model", vision_model, "--dtype", "float32", "--max-image-tokens", "9"]
+        assert main(["rank", *options, "--query-image", "cat.jpg", "--top-n", "2", *DOCUMENTS]) == 0
+        media = Media(max_image_tokens=9)
+        want = vision_engine.rank({"image": CAT}, DOCUMENTS, media=media, top_n=2)
+        assert scores_in(capsys.readouterr().out) == pytest.approx(
+            [ranked.score for ranked in want], abs=2e-6
+        )
+
+    def test_query_videos_are_files_and_not_frames_of_one(
+        self, vision_model, vision_engine, capsys
+    ):
+        options = ["--query-video", str(CAT), "--query-video", str(CAT)]
+        assert main(["explain", "--model", vision_model, *options, "d"]) == 0
+        video = {"type": "video", "video": CAT}
+        out = capsys.readouterr().out
+        assert out.startswith(vision_engine.explain([video, video], "d").text)
+        assert not out.startswith(vision_engine.explain({"video": [CAT, CAT]}, "d").text)
+
+    def test_explain(self, vision_model, vision_engine, tmp_path, capsys):
+        documents = [{"image": str(CAT)}, {"text": "a cat"}]
+        file = tmp_path / "documents.jsonl"
+        file.write_bytes(jsonl(*documents))
+        options = ["--query", "a cat?", "--documents", str(file), "--max-image-tokens", "20"]
+        assert main(["explain", "--model", vision_model, *options]) == 0
+        media = Media(max_image_tokens=20)
+        want = [vision_engine.explain("a cat?", d, media=media) for d in documents]
+        out = capsys.readouterr().out
+        assert out.startswith(want[0].text) and f"\n\n{want[1].text}" in out
+        assert all(str(explanation.ids) in out for explanation in want)
+        assert 8 < want[0].text.count("<|image_pad|>") <= 20
+
+    def test_lines(self, vision_model, vision_engine, tmp_path):
+        parts = [
+            {"type": "image_url", "image_url": {"url": data_uri(CAT)}},
+            {"type": "text", "text": "a cat"},
+        ]
+        documents = [parts, {"image": str(COFFEE)}, "a cat", {"video": [str(CAT), str(CAT)]}]
+        source, target = tmp_path / "in", tmp_path / "out"
+        source.write_bytes(
+            jsonl(
+                {"document": {"image": str(CAT)}},
+                {"query": parts, "documents": documents},
+                {"query": {"image": str(COFFEE)}, "document": parts},
+                {"documents": ["a", {"image": [str(CAT), "gone.jpg"]}]},
+                {"document": {"video": str(STARS)}, "id": 5},
+            )
+        )
+        options = ["--model", vision_model, "--dtype", "float32", "--max-image-tokens", "30"]
+        files = ["--input", str(source), "--output", str(target)]
+        assert main(["score", *options, "--query-image", str(COFFEE), *files]) == 1
+        one, many, own, bad, last = records(target.read_bytes())
+        media = Media(max_image_tokens=30)
+        coffee = {"image": COFFEE}
+        contents = [{"image": CAT}, parts, {"video": STARS}]
+        want = vision_engine.details(coffee, contents, media=media)
+        for record, detail in zip((one, own, last), want, strict=True):
+            assert record["logit"] == pytest.approx(detail.logit, abs=1e-5)
+            assert record["tokens"] == detail.tokens
+        want = vision_engine.details(parts, documents, media=media)
+        assert [r["tokens"] for r in many["results"]] == [detail.tokens for detail in want]
+        assert [r["logit"] for r in many["results"]] == pytest.approx(
+            [detail.logit for detail in want], abs=1e-5
+        )
+        assert "documents[1], image[1]: 'gone.jpg' does not exist" in bad["error"]
+        assert "results" not in bad and last["id"] == 5
+
+    def test_ranked_lines_carry_the_documents_as_given(self, vision_model, tmp_path):
+        documents = ["a", {"image": str(CAT)}]
+        source, target = tmp_path / "in", tmp_path / "out"
+        source.write_bytes(jsonl({"query": "a cat?", "documents": documents}))
+        files = ["--input", str(source), "--output", str(target)]
+        assert main(["rank", "--model", vision_model, *files]) == 0
+        [record] = records(target.read_bytes())
+        for result in record["results"]:
+            assert result["document"] == documents[result["index"]]
+
+    def test_fetching(self, vision_model, vision_engine, capsys, monkeypatch):
+        options = ["score", "--model", vision_model, "--dtype", "float32"]
+        server = Server()
+        try:
+            options += ["--query-image", server.url + "/cat", "a cat"]
+            assert main(options) == 2
+            assert "fetching is off" in capsys.readouterr().err
+            for allowed in (["--fetch"], ["--fetch-host", "127.0.0.1"]):
+                assert main([*options, *allowed]) == 2
+                assert "127.0.0.1, not a public address" in capsys.readouterr().err
+            monkeypatch.setattr(fetch, "Fetcher", functools.partial(Fetcher, private=True))
+            assert main([*options, "--fetch-host", "localhost", "--fetch"]) == 2
+            assert "not one of the allowed hosts" in capsys.readouterr().err
+            assert not server.handler.asked
+            want = vision_engine.score({"image": CAT}, ["a cat"])
+            for allowed in (["--fetch"], ["--fetch-host", "a.test", "--fetch-host", "127.0.0.1"]):
+                assert main([*options, *allowed]) == 0
+                assert scores_in(capsys.readouterr().out) == pytest.approx(want, abs=2e-6)
+            assert server.handler.asked == ["/cat", "/cat"]
+        finally:
+            server.close()
+
+    def test_a_video_without_pyav(self, vision_model, capsys, monkeypatch, tmp_path):
+        monkeypatch.setitem(sys.modules, "av", None)
+        options = ["score", "--model", vision_model]
+        assert main([*options, "--query-video", str(STARS), "d"]) == 2
+        assert "pip install 'pyrerank[video]'" in capsys.readouterr().err
+        # no fault of the line's, nor of those after it
+        source = tmp_path / "in"
+        source.write_bytes(jsonl({"query": {"video": str(STARS)}, "document": "d"}))
+        assert main([*options, "--input", str(source)]) == 2
+        assert "pip install 'pyrerank[video]'" in capsys.readouterr().err
+
+
+def data_uri(file: Path) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(file.read_bytes()).decode()
+
+
+class TestEmbed:
+    def test_texts(self, vision_model, capsys):
+        options = ["embed", "--model", vision_model, "--dtype", "float32"]
+        assert main([*options, "--dim", "64", "--instruction", "Find it.", *DOCUMENTS]) == 0
+        short = Embedder(vision_model, dtype="float32", dim=64)
+        want = short.embed(DOCUMENTS, instruction="Find it.")
+        out = records(capsys.readouterr().out.encode())
+        assert [r["line"] for r in out] == [1, 2, 3] and all(r["truncated"] == 0 for r in out)
+        vectors = np.array([r["embedding"] for r in out], np.float32)
+        np.testing.assert_allclose(vectors, want, atol=1e-6)
+        assert main([*options, "--dim", "64", "--no-normalize", DOCUMENTS[0]]) == 0
+        [raw] = records(capsys.readouterr().out.encode())
+        length = np.linalg.norm(raw["embedding"])
+        assert abs(length - 1) > 0.01
+        plain = short.embed(DOCUMENTS[:1])[0]
+        np.testing.assert_allclose(np.array(raw["embedding"]) / length, plain, atol=1e-5)
+
+    def test_lines_of_every_kind(self, vision_model, embedder, tmp_path):
+        lines = [
+            {"_id": "d1", "title": "t", "text": DOCUMENTS[0]},
+            {"id": "d2", "text": DOCUMENTS[0], "instruction": "Find it."},
+            {"image": str(CAT), "text": "a cat", "documents": [1]},
+            {"video": str(STARS), "instruction": None},
+        ]
+        stdin = jsonl(*lines[:2]) + b"\n" + jsonl(*lines[2:])
+        options = ["--model", vision_model, "--dtype", "float32", "--instruction", "Say so."]
+        options += ["--max-image-tokens", "50"]
+        done = run("embed", *options, "--input", "-", stdin=stdin)
+        assert (done.returncode, done.stderr) == (0, b"")
+        out = records(done.stdout)
+        media = Media(max_image_tokens=50)
+        want = [
+            embedder.embed([DOCUMENTS[0]], instruction="Say so."),
+            embedder.embed([DOCUMENTS[0]], instruction="Find it."),
+            embedder.embed([{"image": CAT, "text": "a cat"}], instruction="Say so.", media=media),
+            embedder.embed([{"video": STARS}], media=media),
+        ]
+        vectors = np.array([r["embedding"] for r in out], np.float32)
+        np.testing.assert_allclose(vectors, np.concatenate(want), atol=1e-5)
+        assert [(r["line"], r.get("id")) for r in out] == [
+            (1, None),
+            (2, "d2"),
+            (4, None),
+            (5, None),
+        ]
+        assert out[2]["tokens"] > 40
+        source, target = tmp_path / "in", tmp_path / "out.npy"
+        source.write_bytes(stdin)
+        files = ["--input", str(source), "--output", str(target)]
+        assert main(["embed", *options, *files]) == 0
+        np.testing.assert_array_equal(np.load(target), vectors)
+
+    def test_bad_lines(self, vision_model, embedder, tmp_path, capsys):
+        bad = [
+            (b"{broken\n", "Expecting property name"),
+            (jsonl("text"), "expected a JSON object, got str"),
+            (jsonl({"_id": "d1"}), "a document needs a 'text', an 'image' or a 'video'"),
+            (jsonl({"text": 3}), "input, text must be str, got int"),
+            (jsonl({"image": str(PICTURES)}), "is not a file"),
+            (jsonl({"image": [str(CAT), 3]}), "input, image[1] must be a path"),
+            (jsonl({"text": "a", "instruction": 3}), "instruction must be str"),
+            (jsonl({"text": "a", "id": []}), "id must be str"),
+        ]
+        good = jsonl({"text": DOCUMENTS[0]})
+        source, target = tmp_path / "in", tmp_path / "out.npy"
+        source.write_bytes(good + b"".join(line for line, _ in bad) + good)
+        files = ["--input", str(source), "--output", str(target)]
+        options = ["--model", vision_model, "--dtype", "float32"]
+        assert main(["embed", *options, *files]) == 1
+        err = capsys.readouterr().err.splitlines()
+        for number, (line, (_, message)) in enumerate(zip(err, bad, strict=False), 2):
+            assert line.startswith(f"line {number}: ") and message in line
+        assert err[-1] == "pyrerank: 8 input lines were in error"
+        rows = np.load(target)
+        [want] = embedder.embed(DOCUMENTS[:1])
+        np.testing.assert_allclose(rows[[0, -1]], [want, want], atol=1e-5)
+        assert np.isnan(rows[1:-1]).all() and len(rows) == 10
+        assert main(["embed", *options, *files, "--resume"]) == 1
+        assert "8 input lines were in error" in capsys.readouterr().err
+
+    def test_an_output_of_another_run(self, model, tmp_path, capsys):
+        source, target = tmp_path / "in", tmp_path / "out.npy"
+        source.write_bytes(jsonl({"text": "a"}))
+        options = ["embed", "--model", model, "--input", str(source), "--output", str(target)]
+        assert main([*options, "--dim", "32"]) == 0
+        before = target.read_bytes()
+        assert main(options) == 2
+        assert "exists; add --resume" in capsys.readouterr().err
+        assert main([*options, "--resume"]) == 2
+        assert "vectors of 32 numbers, and this run makes vectors of 96" in capsys.readouterr().err
+        assert target.read_bytes() == before
+
+    @pytest.mark.parametrize("name", ["out.npy", "out.jsonl"])
+    def test_interrupted_and_resumed_to_the_same_bytes(self, model, tmp_path, name):
+        passages = records((DATA / "xquad/zh/queries.jsonl").read_bytes())
+        texts = [jsonl({"text": p["text"][i:]}) for i in range(6) for p in passages]
+        texts[CHUNK - 1] = b"{\n"
+        texts[CHUNK + 5] = jsonl({"image": str(CAT)})  # an error of a text model
+        source, whole, target = tmp_path / "in", tmp_path / f"whole-{name}", tmp_path / name
+        source.write_bytes(b"".join(texts))
+        options = ["embed", "--model", model, "--output"]
+        assert main([*options, str(whole), "--input", str(source)]) == 1
+        command = [sys.executable, "-P", "-m", "pyrerank", *options, str(target), "--input", "-"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            process.stdin.write(b"".join(texts[: CHUNK + 20]))
+            process.stdin.flush()
+            # the first chunk is on the disk, and the second waits for its end
+            assert b"line 64: " in process.stderr.readline()
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate()
+        assert process.returncode == 130 and b"interrupted" in err
+        written = target.read_bytes()
+        if name.endswith(".npy"):
+            np.testing.assert_array_equal(np.load(target), np.load(whole)[:CHUNK])
+        else:
+            assert whole.read_bytes().startswith(written) and written.count(b"\n") == CHUNK
+        assert main([*options, str(target), "--input", str(source), "--resume"]) == 1
+        assert target.read_bytes() == whole.read_bytes()

@@ -13,10 +13,15 @@ import pytest
 
 from pyrerank import fetch
 from pyrerank.fetch import Fetcher
-from pyrerank.media import read
+from pyrerank.media import Media, Reader
 
 CAT = Path(__file__).parent / "data/pictures/cat.jpg"
 BODY = bytes(range(256)) * 40
+CHUNKED = {"Transfer-Encoding": "chunked", "Content-Length": None}
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -42,6 +47,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.answer(200, BODY, **{"Content-Length": str(len(BODY) + 5)})
         elif path == "/unsized":
             self.answer(200, BODY, **{"Content-Length": None})
+        elif path == "/chunks":
+            self.answer(200, chunk(BODY[:100]) + chunk(BODY[100:]) + chunk(b""), **CHUNKED)
+        elif path == "/chunks-cut":
+            self.answer(200, chunk(BODY)[:-7], **CHUNKED)
+        elif path == "/chunk-of-minus-one":
+            self.answer(200, b"-1\r\n" + BODY * 2, **CHUNKED)
+            self.wfile.flush()
+            self.ended.wait()
+        elif path == "/headers":
+            self.answer(200, BODY, **{"X-Long": "x" * 70_000})
+        elif path == "/reason":
+            self.wfile.write(b"HTTP/1.0 418 " + b"\x1b[31mtea " * 1000 + b"\r\n\r\n")
         elif path == "/slow":
             self.answer(200, BODY, **{"Content-Length": None})
             self.wfile.flush()
@@ -50,7 +67,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.ended.wait()
         elif path == "/garbage":
             self.wfile.write(b"what?\r\n\r\n")
-        elif path == "/missing":
+        elif path.endswith("/missing"):
             self.answer(404, b"no")
         else:
             self.answer(200, BODY)
@@ -98,15 +115,17 @@ LOCAL = Fetcher(private=True)
 def test_body(server: Server) -> None:
     assert LOCAL(server.url) == BODY
     assert LOCAL(server.url + "/unsized") == BODY
+    assert LOCAL(server.url + "/chunks") == BODY
     assert LOCAL(server.url + "/a b/\u00e9?q=\u00fc%20&r=[1]#part") == BODY
-    assert server.handler.asked[2] == "/a%20b/%C3%A9?q=%C3%BC%20&r=%5B1%5D"
+    assert server.handler.asked[3] == "/a%20b/%C3%A9?q=%C3%BC%20&r=%5B1%5D"
 
 
 def test_image_of_a_url(server: Server) -> None:
-    expected = read({"image": CAT}, "query")
-    assert read({"image": server.url + "/cat"}, "query", fetch=LOCAL) == expected
+    reader = Reader(Media(fetch=LOCAL))
+    expected = reader.read({"image": CAT}, "query")
+    assert reader.read({"image": server.url + "/cat"}, "query") == expected
     with pytest.raises(ValueError, match=r"^documents\[2\], image: http://.*/missing answered 404"):
-        read({"image": server.url + "/missing"}, "documents[2]", fetch=LOCAL)
+        reader.read({"image": server.url + "/missing"}, "documents[2]")
 
 
 def test_redirects(server: Server) -> None:
@@ -130,6 +149,14 @@ def test_limit_of_bytes(server: Server) -> None:
         one_less(server.url)
     with pytest.raises(ValueError, match="has more bytes than the limit of 10239"):
         one_less(server.url + "/unsized")
+    with pytest.raises(ValueError, match="has more bytes than the limit of 10239"):
+        one_less(server.url + "/chunks")
+
+
+def test_limit_of_bytes_of_a_chunk_with_a_negative_size(server: Server) -> None:
+    """It is read in pieces, and not to its end, which never comes."""
+    with pytest.raises(ValueError, match="has more bytes than the limit of 10240"):
+        Fetcher(private=True, max_bytes=len(BODY))(server.url + "/chunk-of-minus-one")
 
 
 @pytest.mark.parametrize("path", ["/slow", "/silent"])
@@ -144,14 +171,18 @@ def test_limit_of_seconds(server: Server, path: str) -> None:
     [
         ("/gzip", "compressed body"),
         ("/short", "ended 5 bytes early"),
+        ("/chunks-cut", "cannot be fetched: "),
+        ("/headers", "cannot be fetched: got more than 65536 bytes"),
         ("/garbage", "cannot be fetched: "),
+        ("/reason", "/reason answered 418( I'm a [Tt]eapot)?$"),
+        ("/" + "a" * 300 + "/missing", "a{100} answered 404 Not Found$"),
         ("/missing?secret=1", "/missing answered 404 Not Found$"),
     ],
 )
 def test_refused_answers(server: Server, path: str, message: str) -> None:
     with pytest.raises(ValueError, match=message) as raised:
         LOCAL(server.url + path)
-    assert "secret" not in str(raised.value)
+    assert "secret" not in str(raised.value) and len(str(raised.value)) < 300
 
 
 @pytest.mark.parametrize(
@@ -192,6 +223,11 @@ def test_hosts(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     assert only(redirect.partition("?")[0] + "?/end") == BODY
 
 
+def test_hosts_are_several() -> None:
+    with pytest.raises(TypeError, match="hosts must be a list of host names, got the str 'a"):
+        Fetcher(hosts="a.test")
+
+
 def test_private_addresses(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"is at 127.0.0.1, not a public.*private=True"):
         Fetcher()(server.url)
@@ -202,6 +238,34 @@ def test_private_addresses(server: Server, monkeypatch: pytest.MonkeyPatch) -> N
         with pytest.raises(ValueError, match=f"is at {addresses[-1]}, not a public address"):
             Fetcher()("http://public.test/")
     assert not server.handler.asked
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.1", "2130706433", "0x7f.0.0.1", "0177.0.0.1", "0", "[::1]", "[::ffff:7f00:1]", "[::]"],
+)
+def test_other_spellings_of_a_private_address(server: Server, host: str) -> None:
+    url = server.url.replace("127.0.0.1", host)
+    with pytest.raises(ValueError, match="not a public address"):
+        Fetcher()(url)
+    assert not server.handler.asked
+
+
+def test_one_resolution(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The address that was looked at is the one that is connected to: a name whose second answer
+    is another address gains nothing."""
+    monkeypatch.setattr(fetch, "_is_public", lambda address: address == "127.0.0.1")
+    port = server.http.server_port
+    answers = ["127.0.0.1", "127.0.0.2"]
+
+    def rebinding(*_: object, **__: object) -> list[tuple]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (answers.pop(0), port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", rebinding)
+    assert Fetcher()(f"http://rebinding.test:{port}/") == BODY
+    assert answers == ["127.0.0.2"]
+    with pytest.raises(ValueError, match=r"is at 127\.0\.0\.2"):
+        Fetcher()(f"http://rebinding.test:{port}/")
 
 
 def test_private_address_of_a_redirect(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,6 +283,7 @@ def test_which_addresses_are_public() -> None:
         *("0.0.0.0", "224.0.0.1", "255.255.255.255", "192.0.2.1"),
         *("::1", "::", "fe80::1", "fe80::1%eth0", "fd00::1", "ff02::1", "2001:db8::1"),
         *("::ffff:10.0.0.1", "::ffff:169.254.169.254", "2002:7f00:1::", "64:ff9b::a00:1"),
+        *("::127.0.0.1", "::ffff:0:10.0.0.1", "64:ff9b:1::a00:1", "fec0::1", "2001:0:a00:1::"),
     ]
     assert [address for address in public + private if fetch._is_public(address)] == public
 
