@@ -45,7 +45,8 @@ float32 array with a row for each line that is not blank, NaN for a line in erro
 lines.
 """
 PICTURES = """
-An image or a video is a path, relative to the working directory, a data: URI or an http(s) URL.
+An image or a video is a path, relative to the working directory, a data: URI, or with --fetch an
+http(s) URL.
 """
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from pyrerank.batch import MAX_SEQUENCES
+from pyrerank.device import reserve
 from pyrerank.inputs import Visual
 from pyrerank.pictures import MIN_IMAGE_TOKENS
 from pyrerank.vision import MERGE, PAIR, PATCH, Grid, VisionTower, patches
@@ -81,6 +82,10 @@ class Features:
             yield run
 
     def _encode(self, visuals: Sequence[Visual]) -> dict[bytes, torch.Tensor]:
+        device = self._tower.inv_freq.device
+        if device.type != "cpu":
+            # the pass in one piece; captures of graphs give back what was reserved before
+            reserve(device, self._tower.activation_bytes(self._tokens * MERGE**2))
         pixels = torch.cat([patches(visual.frames) for visual in visuals])
         out = self._tower(pixels, [_grid(visual) for visual in visuals])
         self.encoded += len(visuals)

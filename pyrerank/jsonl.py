@@ -59,7 +59,7 @@ class ScoreTask:
         if self.top_n is not None and self.top_n < 1:
             raise ValueError(f"top_n must be a positive int or None, got {self.top_n}")
 
-    def read(self, item: dict[str, Any]) -> list[Any]:
+    def read(self, item: dict[str, Any], reader: Reader) -> list[Any]:
         """The pairs of a line.  Raises TypeError or ValueError for a bad one."""
         unknown = sorted(item.keys() - set(FIELDS))
         if unknown:
@@ -74,7 +74,7 @@ class ScoreTask:
         if "documents" in item:
             check_list("documents", item["documents"])
             documents = {f"documents[{i}]": given for i, given in enumerate(item["documents"])}
-        query, reader = item.get("query", self.query), Reader(self.media)
+        query = item.get("query", self.query)
         return [
             self.engine.pair(name, query, document, item.get("instruction"), reader)
             for name, document in documents.items()
@@ -101,11 +101,11 @@ class EmbedTask:
     media: Media
     instruction: str | None = None
 
-    def read(self, item: dict[str, Any]) -> list[Any]:
+    def read(self, item: dict[str, Any], reader: Reader) -> list[Any]:
         """The input of a line.  Raises TypeError or ValueError for a bad one."""
         instruction = item.get("instruction", self.instruction)
         content = content_of(item)
-        return [self.engine.input("input", content, instruction, Reader(self.media))]
+        return [self.engine.input("input", content, instruction, reader)]
 
     def answer(self, item: dict[str, Any], results: list[Any]) -> dict[str, Any]:
         [result] = results
@@ -156,7 +156,8 @@ def process(
 
 def _records(task: ScoreTask | EmbedTask, chunk: list[Line]) -> list[dict[str, Any]]:
     """The whole records of a chunk's lines."""
-    work = [_read(task, line) for line in chunk]
+    reader = Reader(task.media)  # a picture of several lines is read once
+    work = [_read(task, line, reader) for line in chunk]
     inputs = [one for _, inputs in work for one in inputs]
     results = iter(task.engine.run(inputs, progress=False))
     records = []
@@ -167,12 +168,14 @@ def _records(task: ScoreTask | EmbedTask, chunk: list[Line]) -> list[dict[str, A
     return records
 
 
-def _read(task: ScoreTask | EmbedTask, line: Line) -> tuple[dict[str, Any], list[Any]]:
+def _read(
+    task: ScoreTask | EmbedTask, line: Line, reader: Reader
+) -> tuple[dict[str, Any], list[Any]]:
     """The record of a line so far, and its pairs or inputs."""
     if "error" in line.record:
         return line.record, []
     try:
-        return line.record, task.read(line.item)
+        return line.record, task.read(line.item, reader)
     except (ValueError, TypeError) as error:
         return line.record | {"error": str(error)}, []
 

@@ -273,7 +273,7 @@ def _fetched(url: str, name: str, fetch: Fetch | None) -> bytes:
     if fetch is None:
         raise ValueError(
             f"{name} is a URL, and fetching is off; download the file yourself, or turn fetching "
-            "on with media=pyrerank.Media(fetch=pyrerank.Fetcher())"
+            "on: media=pyrerank.Media(fetch=pyrerank.Fetcher()), on the command line --fetch"
         )
     try:
         return fetch(url)

@@ -7,6 +7,7 @@ bias 0, so that a part left out or put in the wrong place moves the score.
 import itertools
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -86,14 +87,37 @@ def write_random(
         _split(folder, shards)
 
 
+def write_classifier(reranker: Path, folder: Path) -> None:
+    """Writes a one-label classifier out of an untied VL reranker, as converters of these models
+    do."""
+    shutil.copytree(reranker, folder, dirs_exist_ok=True)
+    tensors = load_file(folder / "model.safetensors")
+    head = tensors.pop("lm_head.weight").float()
+    tensors["score.weight"] = head[YES : YES + 1] - head[NO : NO + 1]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config["architectures"] = ["Qwen3VLForSequenceClassification"]
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+
+
+def strip_prefix(folder: Path) -> None:
+    """Renames a text checkpoint's tensors as Qwen3-Embedding is published: without "model."."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
 def _build(family: str, tied: bool, decoder: dict[str, Any]) -> Any:
     ids: dict[str, Any] = {"bos_token_id": 151643, "eos_token_id": 151645}
     if family == "qwen3-vl-reranker":
-        rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [6, 5, 5],
-                "mrope_interleaved": True}  # fmt: skip
+        half = decoder["head_dim"] // 2
+        plane = half * 5 // 16  # published: 24, 20 and 20 of 64
+        rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_interleaved": True,
+                "mrope_section": [half - 2 * plane, plane, plane]}  # fmt: skip
         text = decoder | ids | {"rope_parameters": rope, "tie_word_embeddings": tied}
+        vision = VISION | {"out_hidden_size": decoder["hidden_size"]}
         return Qwen3VLForConditionalGeneration(
-            Qwen3VLConfig(text_config=text, vision_config=VISION, tie_word_embeddings=tied)
+            Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied)
         )
     text = decoder | ids | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
     if family == "qwen3-reranker":
@@ -111,7 +135,7 @@ def _randomise(model: Any) -> None:
             tensor.normal_(1.5, 0.2)  # attention sharp enough to tell one text from another
         elif tensor.dim() == 1:
             tensor.normal_(1.0 if "norm" in name and name.endswith("weight") else 0.0, 0.2)
-        elif "embed" in name:
+        elif name.endswith(("embed_tokens.weight", "pos_embed.weight")):
             tensor.normal_()
         else:
             tensor.normal_(std=1 / math.sqrt(tensor[0].numel()))

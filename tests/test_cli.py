@@ -471,7 +471,7 @@ class TestPictures:
         for result in record["results"]:
             assert result["document"] == documents[result["index"]]
 
-    def test_fetching(self, vision_model, vision_engine, capsys, monkeypatch):
+    def test_fetching(self, vision_model, vision_engine, capsys, monkeypatch, tmp_path):
         options = ["score", "--model", vision_model, "--dtype", "float32"]
         server = Server()
         try:
@@ -490,6 +490,11 @@ class TestPictures:
                 assert main([*options, *allowed]) == 0
                 assert scores_in(capsys.readouterr().out) == pytest.approx(want, abs=2e-6)
             assert server.handler.asked == ["/cat", "/cat"]
+            source = tmp_path / "in"
+            source.write_bytes(jsonl({"document": "a"}, {"documents": ["b", "c"]}))
+            lines = ["--fetch", "--input", str(source), "--output", str(tmp_path / "out")]
+            assert main([*options[:-1], *lines]) == 0
+            assert len(server.handler.asked) == 3
         finally:
             server.close()
 
