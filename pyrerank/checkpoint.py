@@ -81,6 +81,11 @@ class Checkpoint:
         except Exception as error:  # the library raises bare Exception for every malformed file
             raise CheckpointError(f"{file} is not a readable tokenizer: {error}") from error
 
+    def preprocessor(self) -> dict[str, Any]:
+        """What ``preprocessor_config.json`` says; nothing where there is none."""
+        file = self.path / "preprocessor_config.json"
+        return _read_json(file) if file.is_file() else {}
+
     def decoder_weights(
         self, shapes: Mapping[str, torch.Size], *, dtype: torch.dtype
     ) -> Iterator[tuple[str, torch.Tensor]]:

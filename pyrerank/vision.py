@@ -84,9 +84,11 @@ class VisionConfig:
         if not problems:
             config = cls(deepstack_visual_indexes=tuple(levels), **numbers)
             problems = list(config._unsupported(values, checkpoint.config))
+        problems += _other_pixels(checkpoint.preprocessor())
         if problems:
             raise CheckpointError(
-                f"{path}: pyrerank does not run this vision_config: {'; '.join(problems)}"
+                f"{path}: pyrerank does not run this vision_config or preprocessor_config: "
+                f"{'; '.join(problems)}"
             )
         return config
 
@@ -115,6 +117,22 @@ class VisionConfig:
             yield "deepstack_visual_indexes must be rising numbers below depth"
         if len(levels) > decoder.num_hidden_layers:
             yield "deepstack_visual_indexes must be no more than the decoder's layers"
+
+
+def _other_pixels(preprocessor: Mapping[str, Any]) -> Iterator[str]:
+    """What of ``preprocessor_config.json`` is not what `patches` does; its sizes do not count, the
+    published scripts have others."""
+    fixed = {
+        "image_mean": [0.5] * CHANNELS,
+        "image_std": [0.5] * CHANNELS,
+        "patch_size": PATCH,
+        "temporal_patch_size": PAIR,
+        "merge_size": MERGE,
+    }
+    for key, want in fixed.items():
+        got = preprocessor.get(key, want)
+        if got != want:
+            yield f"{key} must be {want!r}, got {got!r}"
 
 
 class PatchEmbed(nn.Module):

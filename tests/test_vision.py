@@ -342,6 +342,22 @@ class TestLoading:
         with pytest.raises(CheckpointError, match="no more than the decoder's layers"):
             self.load(damaged)
 
+    @pytest.mark.parametrize(
+        "preprocessor, message",
+        [
+            ({"image_mean": [0.5, 0.5, 0.5], "size": {"longest_edge": 1}}, None),
+            ({"image_mean": [0.48, 0.46, 0.41]}, r"image_mean must be .*, got \[0\.48"),
+            ({"image_std": [1.0] * 3, "patch_size": 14}, r"image_std .*; patch_size must be 16"),
+        ],
+    )
+    def test_pixels_that_are_prepared_in_another_way(self, damaged, preprocessor, message):
+        (damaged / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+        if message is None:
+            self.load(damaged)
+            return
+        with pytest.raises(CheckpointError, match=message):
+            self.load(damaged)
+
     def test_no_vision_config(self, damaged):
         file = damaged / "config.json"
         config = json.loads(file.read_text())
