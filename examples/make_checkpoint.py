@@ -1,14 +1,16 @@
-"""Writes a small Qwen3-Reranker checkpoint that ranks by shared words: set by hand, not trained.
+"""Writes a small Qwen3 checkpoint that compares shared words: set by hand, not trained.
 
-    python examples/make_checkpoint.py OUTDIR
+    python examples/make_checkpoint.py OUTDIR [--embedding] [--vision]
 
 The folder has the published layout and the whole Qwen vocabulary, and loads like any published
-checkpoint. Its three decoder layers hold one circuit, which counts the words that query and
-document share. It knows no meaning, no synonyms and no second language: use it to try the software.
+checkpoint: Qwen3-Reranker, or with --embedding Qwen3-Embedding; with --vision, of their Qwen3-VL
+kind. It knows no meaning, no synonyms and no second language: use it to try the software. Of
+pictures it knows colours, as words; see `colours.py`.
 
 A token's hidden state is a code, the same for all spellings of a word (" Panther", "panthers"),
 beside nine named channels. The embedding fills the code, a constant, two section marks and the
-word's weight; the layers fill the rest.
+word's weight; the layers fill the rest. A reranker has three, which count the words that query and
+document share:
 
 Layer 0, where am I?  Two heads share one key-value head. Each looks for one mark, the `Query` of
     `<Query>:` or the `<Document` of `<Document>:`; a token that finds it lies behind it. Together
@@ -17,16 +19,22 @@ Layer 1, is my word asked for?  One head compares codes. A token finds itself, i
     repetitions in the document, and its k repetitions in the query, all equally alike, so the share
     of attention that goes to the query is k / (k + n): 1/2 for the first occurrence in the document
     of a word asked for once, 1/3 at most for the next, 0 for other words. Two SwiGLU neurons make
-    a step between 1/3 and 1/2: the token is found.
+    a step between 1/3 and 1/2: the token is found. (A picture asks for a colour as often as it has
+    it, and finds it nearly as often.)
 Layer 2, how much was found?  The last token attends to all of the query and to what was found, to
     each word by its weight: exp(log(weight)). The share that falls on the document is
     found / (found + asked), which depends on the part of the query that was found and on no length.
     It drives `yes` against `no`.
 
+An embedder has two layers, which make a bag of words: layer 0 as above, with the word before the
+content as its mark (`Query:`, or the header of the user's turn); in the last, the last token
+attends to the words behind the mark, where there is one, by their weights. The vector is the mean
+of their codes, and the inner product of two of them the share of common words, roughly.
+
 Queries and keys are compared in the slow half of the rotary dimensions, so distance does not
-matter: rope_theta is 1e10 (published: 1e6), at which they turn by less than 0.1 radian in 8192
-tokens. Attention only looks back and the query comes first, so it is the document's tokens that
-look at the query, never the reverse.
+matter: rope_theta is 1e10 (published: 1e6 and 5e6), at which they turn by less than 0.2 radian in
+10240 tokens. Attention only looks back and the query comes first, so it is the document's tokens
+that look at the query, never the reverse.
 """
 
 import argparse
@@ -36,6 +44,7 @@ import unicodedata
 from collections import Counter
 from pathlib import Path
 
+import colours
 import torch
 from qwen_vocab import ranks
 from qwen_vocab import write as write_tokenizer
@@ -54,8 +63,11 @@ RMS = math.sqrt((CODE + 1) / HIDDEN)
 SLOW = [*range(HEAD // 4, HEAD // 2), *range(3 * HEAD // 4, HEAD)]
 FLAG, OTHER_FLAG, REST = HEAD // 4 - 1, HEAD // 4 - 2, HEAD // 4 - 3  # the next slowest
 
-# Tokens of the template. A text that holds `<Document` or an unspaced `Query` confuses sections.
-QUERY, DOCUMENT, START, YES, NO = b"Query", b"<Document", 151644, b"yes", b"no"
+# Tokens of the templates. A text that holds `<Document` or an unspaced `Query` confuses sections,
+# and so does an unspaced `user` in an embedder of the Qwen3-VL kind.
+QUERY, DOCUMENT, YES, NO = b"Query", b"<Document", b"yes", b"no"
+USER, ASSISTANT = b"user", b"assistant"
+START, VISION_START, VISION_END, IMAGE, VIDEO = 151644, 151652, 151653, 151655, 151656
 NATS = 12.0  # e**NATS: the weight of the rarest word that passed over one that did not
 GAIN = 8.0  # logits run from -4, nothing found, to 4, all of it
 LIGHTEST = 0.01  # the weight of the commonest words, where the rarest weigh 1
@@ -106,7 +118,7 @@ def rarity(rank: int) -> float:
     return min(1.0, math.log(rank) / math.log(20000)) ** 3
 
 
-def embeddings() -> torch.Tensor:
+def embeddings(query_mark: bytes = QUERY) -> torch.Tensor:
     of_token, weights = lexicon()
     table = torch.zeros(VOCABULARY, HIDDEN)
     used = len(of_token) + 26  # the added tokens have codes of their own and no weight
@@ -117,8 +129,10 @@ def embeddings() -> torch.Tensor:
     # Attention weighs by exp, so the log is stored. What weighs nothing cancels having passed.
     table[:used, WEIGHT] = -SMALL
     table[: len(weights), WEIGHT] = SMALL * torch.tensor(weights).log().clamp(min=-NATS) / NATS
-    for token, mark in [(QUERY, QUERY_MARK), (DOCUMENT, DOCUMENT_MARK)]:
+    for token, mark in [(query_mark, QUERY_MARK), (DOCUMENT, DOCUMENT_MARK)]:
         table[ranks()[token], mark], table[ranks()[token], WEIGHT] = SMALL, -SMALL
+    if query_mark == USER:
+        table[ranks()[ASSISTANT], WEIGHT] = -SMALL  # behind the mark too, and no content
     # Found outside the document: a little that nobody finds, where the query has only stop words.
     table[START, FOUND], table[START, WEIGHT] = SMALL, SMALL * math.log(LIGHTEST) / NATS
     table[ranks()[YES], ANSWER], table[ranks()[NO], ANSWER] = 1.0, -1.0
@@ -199,32 +213,60 @@ def match_layer() -> Layer:
 
 
 def read_layer() -> Layer:
-    layer = Layer()
-    layer.query[0, [FLAG, OTHER_FLAG], ONE] = 1.0
-    # Beside a rest ten times larger, the norm of k keeps the flags in proportion to what they read.
-    layer.key[REST, ONE] = 10.0 * SMALL
-    layer.key[FLAG, FOUND] = layer.key[OTHER_FLAG, WEIGHT] = 1.0
-    layer.key[FLAG, PAST_QUERY], layer.key[FLAG, PAST_DOCUMENT] = 1.0, -1.0  # the query passes
-    layer.sharpness = 10 * NATS / math.sqrt(HEAD / 2)
+    layer = passing_layer()
+    layer.key[FLAG, FOUND] = 1.0
+    layer.key[FLAG, PAST_DOCUMENT] = -1.0  # the query passes
     layer.value[0, PAST_DOCUMENT] = 1.0 / SMALL
     layer.value[0, ONE] = -0.25  # even odds where a third of the query is found: 1/3 / (1/3 + 1)
     layer.output[ANSWER, 0, 0] = 1.0
     return layer
 
 
-def state_dict() -> dict[str, torch.Tensor]:
+def pool_layer() -> Layer:
+    layer = passing_layer()
+    layer.value[:CODE] = torch.eye(HIDDEN)[:CODE]
+    # the last token's own code is in the vector too: make it a small part
+    layer.output[:CODE, 0, :CODE] = 256.0 * torch.eye(CODE)
+    return layer
+
+
+def passing_layer() -> Layer:
+    """Attention to what is past the query mark, by its weight."""
+    layer = Layer()
+    layer.query[0, [FLAG, OTHER_FLAG], ONE] = 1.0
+    # Beside a rest ten times larger, the norm of k keeps the flags in proportion to what they read.
+    layer.key[REST, ONE] = 10.0 * SMALL
+    layer.key[FLAG, PAST_QUERY] = layer.key[OTHER_FLAG, WEIGHT] = 1.0
+    layer.sharpness = 10 * NATS / math.sqrt(HEAD / 2)
+    return layer
+
+
+def state_dict(vision: bool, embedding: bool) -> dict[str, torch.Tensor]:
     """The checkpoint's tensors, float32, by their published names."""
-    tensors = {"model.embed_tokens.weight": embeddings(), "model.norm.weight": torch.zeros(HIDDEN)}
-    # The output matrix is the embedding; of the last hidden state the norm keeps the answer alone.
-    tensors["model.norm.weight"][ANSWER] = GAIN * RMS
-    for number, layer in enumerate([section_layer(), match_layer(), read_layer()]):
-        tensors |= layer.tensors(f"model.layers.{number}.")
+    table = embeddings(USER if vision and embedding else QUERY)
+    prefix = "model.language_model." if vision else "" if embedding else "model."
+    layers = [section_layer()]
+    layers += [pool_layer()] if embedding else [match_layer(), read_layer()]
+    norm = torch.zeros(HIDDEN)
+    if embedding:
+        norm[:CODE] = 1.0
+    else:
+        # The output matrix is the embedding; of the last hidden state only the answer is kept.
+        norm[ANSWER] = GAIN * RMS
+    tensors = {prefix + "embed_tokens.weight": table, prefix + "norm.weight": norm}
+    for number, layer in enumerate(layers):
+        tensors |= layer.tensors(f"{prefix}layers.{number}.")
+    if vision:
+        words = {name: table[ranks()[b" " + name.encode()]] for name in colours.COLOURS}
+        words[colours.MIXED] = table[IMAGE].clone()
+        words[colours.MIXED][WEIGHT] = SMALL * math.log(LIGHTEST) / NATS
+        for name, tensor in colours.vision_tensors(words).items():
+            tensors["model.visual." + name] = tensor
     return tensors
 
 
-def config(dtype: str) -> dict[str, object]:
-    return {
-        "architectures": ["Qwen3ForCausalLM"],
+def config(dtype: str, vision: bool, embedding: bool) -> dict[str, object]:
+    decoder: dict[str, object] = {
         "attention_bias": False,
         "attention_dropout": 0.0,
         "bos_token_id": 151643,
@@ -235,39 +277,58 @@ def config(dtype: str) -> dict[str, object]:
         "initializer_range": 0.02,
         "intermediate_size": NEURONS,
         "max_position_embeddings": 40960,
-        "max_window_layers": 3,
-        "model_type": "qwen3",
         "num_attention_heads": 2,
-        "num_hidden_layers": 3,
+        "num_hidden_layers": 2 if embedding else 3,
         "num_key_value_heads": 1,
         "rms_norm_eps": 1e-6,
-        "rope_scaling": None,
         "rope_theta": 1e10,
-        "sliding_window": None,
-        "tie_word_embeddings": True,
-        "torch_dtype": dtype,
         "use_cache": True,
-        "use_sliding_window": False,
         "vocab_size": VOCABULARY,
+    }
+    common: dict[str, object] = {"tie_word_embeddings": True, "torch_dtype": dtype}
+    if not vision:
+        kind = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "rope_scaling": None}
+        return kind | decoder | common
+    rope = {"rope_type": "default", "mrope_section": [24, 20, 20], "mrope_interleaved": True}
+    return common | {
+        "architectures": ["Qwen3VLForConditionalGeneration"],
+        "image_token_id": IMAGE,
+        "model_type": "qwen3_vl",
+        "text_config": decoder | {"model_type": "qwen3_vl_text", "rope_scaling": rope},
+        "video_token_id": VIDEO,
+        "vision_config": colours.vision_config(HIDDEN),
+        "vision_end_token_id": VISION_END,
+        "vision_start_token_id": VISION_START,
     }
 
 
-def write_checkpoint(folder: Path, dtype: str = "bfloat16") -> None:
+def write_checkpoint(
+    folder: Path, dtype: str = "bfloat16", *, vision: bool = False, embedding: bool = False
+) -> None:
     write_tokenizer(folder)
-    (folder / "config.json").write_text(json.dumps(config(dtype), indent=2) + "\n")
-    tensors = {name: t.to(getattr(torch, dtype)).contiguous() for name, t in state_dict().items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    settings = json.dumps(config(dtype, vision, embedding), indent=2)
+    (folder / "config.json").write_text(settings + "\n")
+    tensors = state_dict(vision, embedding)
+    stored = {name: t.to(getattr(torch, dtype)).contiguous() for name, t in tensors.items()}
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="Write a small checkpoint that counts shared words."
+        description="Write a small checkpoint that compares shared words."
     )
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--embedding", action="store_true", help="an embedder, not a reranker")
+    parser.add_argument("--vision", action="store_true", help="of the Qwen3-VL kind")
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     arguments = parser.parse_args()
-    write_checkpoint(arguments.folder, arguments.dtype)
-    print(f"{arguments.folder}: hand-set weights that count shared words; not a trained model")
+    write_checkpoint(
+        arguments.folder,
+        arguments.dtype,
+        vision=arguments.vision,
+        embedding=arguments.embedding,
+    )
+    print(f"{arguments.folder}: hand-set weights that compare shared words; not a trained model")
 
 
 if __name__ == "__main__":

@@ -141,7 +141,9 @@ class Checkpoint:
         """
         size = self.config.hidden_size
         if not self._prefix:
-            raise CheckpointError(f"{self.path} is published for embedding: use Embedder")
+            raise CheckpointError(
+                f"{self.path} is published for embedding: use Embedder, or pyrerank embed"
+            )
         if self.classifier:
             weight = self._rows("score.weight", (1, size), [0])[0]
             if "score.bias" not in self.tensors:

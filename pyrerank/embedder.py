@@ -87,7 +87,8 @@ class Embedder(Engine):
             raise ValueError(f"dim must be an int from 1 to {size}, or None, got {dim!r}")
         if checkpoint.classifier:
             raise CheckpointError(
-                f"{checkpoint.path} is a sequence classifier, which scores pairs: use Reranker"
+                f"{checkpoint.path} is a sequence classifier, which scores pairs: use Reranker, or "
+                "pyrerank score"
             )
         self.dim = size if dim is None else dim
         self._encoder = _encoder(checkpoint)
