@@ -38,7 +38,7 @@ def test_padding_adds_rows_and_sequences_behind_the_prompts(prompts, spare, empt
     assert len(padded.lengths) == len(prompts) + empty + 1
     assert padded.lengths[: len(prompts)] == batch.lengths
     assert torch.equal(padded.ids[: batch.tokens], batch.ids)
-    assert torch.equal(padded.positions[: batch.tokens], batch.positions)
+    assert torch.equal(padded.positions[:, : batch.tokens], batch.positions)
     ends = torch.tensor([0, *padded.lengths]).cumsum(0)
     assert padded.cu_seqlens.tolist() == ends.tolist()
     # the last token of a sequence that is not there is some row all the same
