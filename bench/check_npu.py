@@ -31,7 +31,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-GROUPS = ("environment", "kernels", "operators", "engine", "memory", "speed")
+GROUPS = ("environment", "kernels", "operators", "engine", "vision", "memory", "speed")
 LIMIT = 900.0  # seconds for one check; on a device, a wait for what never comes has no end
 START = 120.0  # seconds to import torch and torch_npu, if that is more
 TAIL = 3000  # characters of a process's own output that a failure carries

@@ -8,6 +8,7 @@ nothing, but differ from text to text.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,18 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import save_file
 
+from pyrerank.vision import VisionConfig, VisionTower
+
 sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
+
+
+class Tower(NamedTuple):
+    """As in config.json's vision_config: hidden_size, intermediate_size, depth, heads."""
+
+    hidden: int
+    intermediate: int
+    depth: int
+    heads: int
 
 
 class Shape(NamedTuple):
@@ -29,6 +41,7 @@ class Shape(NamedTuple):
     head_dim: int = 128
     tied: bool = True
     rope_theta: float = 1e6
+    vision: Tower | None = None
 
 
 SHAPES = {
@@ -36,13 +49,16 @@ SHAPES = {
     "4B": Shape(2560, 9728, 36, 32, 8),
     "8B": Shape(4096, 12288, 36, 32, 8, tied=False),
     "VL-2B": Shape(2048, 6144, 28, 16, 8, rope_theta=5e6),  # the text part
-    "tiny": Shape(256, 512, 2, 4, 2),  # of no published model: for tests
+    # of no published model, for tests; heads of the second one's tower are as wide as those of 8B
+    "tiny": Shape(256, 512, 2, 4, 2),
+    "tiny-VL": Shape(256, 512, 2, 4, 2, rope_theta=5e6, vision=Tower(144, 288, 3, 2)),
 }
 VOCABULARY = 151936
 
 
 def write(folder: Path, name: str, *, seed: int = 0) -> None:
-    """Writes the checkpoint of a shape as a Qwen3-Reranker in bfloat16, a file for each layer."""
+    """Writes the checkpoint of a shape in bfloat16, a file for each layer: a Qwen3-Reranker, or a
+    Qwen3-VL-Reranker where the shape has a tower."""
     import qwen_vocab
 
     shape = SHAPES[name]
@@ -50,10 +66,13 @@ def write(folder: Path, name: str, *, seed: int = 0) -> None:
     qwen_vocab.write(folder)
     (folder / "config.json").write_text(json.dumps(_config(shape), indent=2))
     parts = [_outer(shape), *(_layer(shape, number) for number in range(shape.layers))]
+    if shape.vision is not None:
+        parts = [{_of_vl(name): dims for name, dims in part.items()} for part in parts]
+        parts.append(_tower(_vision_config(shape.vision, shape.hidden)))
     where, size = {}, 0
     for number, part in enumerate(parts):
         file = f"model-{number + 1:05d}-of-{len(parts):05d}.safetensors"
-        tensors = {key: _random(dims, generator) for key, dims in part.items()}
+        tensors = {key: _random(key, dims, generator) for key, dims in part.items()}
         save_file(tensors, folder / file, {"format": "pt"})
         where |= dict.fromkeys(tensors, file)
         size += sum(tensor.nbytes for tensor in tensors.values())
@@ -85,20 +104,64 @@ def _layer(shape: Shape, number: int) -> dict[str, tuple[int, ...]]:
     return {f"model.layers.{number}.{name}": dims for name, dims in tensors.items()}
 
 
-def _random(dims: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    if len(dims) == 1:  # the weight of a norm
-        return 1 + torch.randn(dims, generator=generator).mul_(0.1).bfloat16()
+def _of_vl(name: str) -> str:
+    return name.replace("model.", "model.language_model.", 1)
+
+
+def _tower(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    fields = VisionConfig.__dataclass_fields__
+    with torch.device("meta"):
+        tower = VisionTower(VisionConfig(**{key: config[key] for key in fields}))
+    return {f"model.visual.{name}": tuple(p.shape) for name, p in tower.named_parameters()}
+
+
+def _random(name: str, dims: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    if len(dims) == 1:  # of a norm, or a bias
+        middle = 0 if name.endswith("bias") else 1
+        return middle + torch.randn(dims, generator=generator).mul_(0.1).bfloat16()
     # rows of length one, whatever the width: activations neither grow nor vanish
+    length = math.prod(dims[1:]) ** -0.5
     out = torch.empty(dims, dtype=torch.bfloat16)
     for rows in out.split(4096):
-        rows.copy_(torch.randn(rows.shape, generator=generator).mul_(dims[1] ** -0.5))
+        rows.copy_(torch.randn(rows.shape, generator=generator).mul_(length))
     return out
 
 
 def _config(shape: Shape) -> dict[str, Any]:
+    text = _text_config(shape)
+    if shape.vision is None:
+        return {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"} | text
+    plane = shape.head_dim // 2 * 5 // 16
+    sections = [shape.head_dim // 2 - 2 * plane, plane, plane]
+    rope = {"mrope_interleaved": True, "mrope_section": sections, "rope_type": "default"}
     return {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
+        "architectures": ["Qwen3VLForConditionalGeneration"],
+        "model_type": "qwen3_vl",
+        "torch_dtype": "bfloat16",
+        "tie_word_embeddings": shape.tied,
+        "text_config": text | {"model_type": "qwen3_vl_text", "rope_scaling": rope},
+        "vision_config": _vision_config(shape.vision, shape.hidden),
+    }
+
+
+def _vision_config(tower: Tower, hidden: int) -> dict[str, Any]:
+    return {
+        "depth": tower.depth,
+        "hidden_size": tower.hidden,
+        "intermediate_size": tower.intermediate,
+        "num_heads": tower.heads,
+        "out_hidden_size": hidden,
+        "num_position_embeddings": 2304,
+        "deepstack_visual_indexes": [0, tower.depth - 1],
+        "hidden_act": "gelu_pytorch_tanh",
+        "patch_size": 16,
+        "temporal_patch_size": 2,
+        "spatial_merge_size": 2,
+    }
+
+
+def _text_config(shape: Shape) -> dict[str, Any]:
+    return {
         "torch_dtype": "bfloat16",
         "vocab_size": VOCABULARY,
         "hidden_size": shape.hidden,

@@ -166,6 +166,19 @@ def one_sequence(query, key, value, batch):
     return attention.by_sequence(query, key, value, whole)
 
 
+def every_patch(query, key, value, lengths):
+    return FULL(query, key, value, [len(query)])
+
+
+def uniform(query, key, value, lengths):
+    """As if softmax had not been applied."""
+    means = [part.mean(0, keepdim=True).expand(len(part), -1, -1) for part in value.split(lengths)]
+    return torch.cat(means)
+
+
+FULL = attention.full
+
+
 def choosing(attend):
     return lambda *arguments, **options: attend
 
@@ -186,6 +199,18 @@ WRONG = [
      choosing(not_causal)),
     ("operators", "attention, several sequences", "checks.operators.choose", None,
      choosing(one_sequence)),
+    ("vision", "layer_norm, bfloat16", F, "layer_norm", lambda x, *rest: F.rms_norm(x, *rest[:2])),
+    ("vision", "gelu, float32", layers, "gelu", lambda x, _: F.gelu(x, approximate="tanh")),
+    ("vision", "gelu in its tanh form, float32", layers, "gelu", lambda x, _: F.gelu(x)),
+    ("vision", "matrix product with a bias, bfloat16", F, "linear", lambda x, w, bias: x @ w.T),
+    ("vision", "index_copy_, bfloat16", torch.Tensor, "index_copy_", torch.Tensor.index_add_),
+    ("vision", "rotary positions of the tower, float32", layers, "rotate",
+     halves_swapped(layers.rotate)),
+    ("vision", "attention of several pictures, heads of 72", attention, "full", every_patch),
+    ("vision", "attention of a large picture, heads of 64", attention, "full", uniform),
+    ("vision", "a tower's pass, bfloat16", "pyrerank.vision.full", None, uniform),
+    ("vision", "a tower's pass, float32", "pyrerank.vision.full", None, every_patch),
+    ("vision", "tiny-VL, float32, eager, against the CPU", "pyrerank.vision.full", None, uniform),
     ("kernels", "last_token_gather, float32, eager", ops, "last_token_gather",
      off_by(1e-6, ops.last_token_gather)),
     ("kernels", "score_head, bfloat16, eager", ops, "score_head", off_by(1e-3, ops.score_head)),

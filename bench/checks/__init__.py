@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-GROUPS = ("environment", "kernels", "operators", "engine", "memory", "speed")
+GROUPS = ("environment", "kernels", "operators", "engine", "vision", "memory", "speed")
 
 
 @dataclass(frozen=True)

@@ -187,6 +187,7 @@ void Inference::Check() const
                 " query lengths, ", key_lengths->size(), " key lengths");
     TORCH_CHECK(query_lengths->size() <= 4096, "TND takes at most 4096 sequences, got ",
                 query_lengths->size());
+    TORCH_CHECK(query.size(0) <= 1 << 20, "TND takes at most 1048576 tokens, got ", query.size(0));
     TORCH_CHECK(query_lengths->back() == query.size(0), "query lengths end at ",
                 query_lengths->back(), ", the tensor at ", query.size(0));
 }

@@ -101,13 +101,29 @@ ACLNN(aclnnIndexAdd, (T, self)(I64, dim)(T, index)(T, source)(S, alpha)(T, out))
 {
     out.copy_(at::index_add(self, dim, index, source, alpha));
 }
-ACLNN(aclnnIndexCopy, (T, self)(I64, dim)(T, index)(T, source)(T, out))
+// With equal indices, the device does not say which source row stays.
+static void CheckIndexCopy(const Tensor& self, const Tensor& index, const Tensor& source)
+{
+    TORCH_CHECK(index.scalar_type() == at::kLong || index.scalar_type() == at::kInt,
+                "index dtype ", index.scalar_type());
+    TORCH_CHECK(source.scalar_type() == self.scalar_type(), "self is ", self.scalar_type(),
+                ", source is ", source.scalar_type());
+}
+ACLNN_CHECKED(aclnnIndexCopy, 0, (T, self)(I64, dim)(T, index)(T, source)(T, out))
 {
     out.copy_(at::index_copy(self, dim, index.to(at::kLong), source));
 }
-ACLNN(aclnnInplaceIndexCopy, (T, self)(I64, dim)(T, index)(T, source))
+void aclnnIndexCopyOp::Check() const
+{
+    CheckIndexCopy(self, index, source);
+}
+ACLNN_CHECKED(aclnnInplaceIndexCopy, 0, (T, self)(I64, dim)(T, index)(T, source))
 {
     self.index_copy_(dim, index.to(at::kLong), source);
+}
+void aclnnInplaceIndexCopyOp::Check() const
+{
+    CheckIndexCopy(self, index, source);
 }
 static Tensor Scatter(const Tensor& self, int64_t dim, const Tensor& index, const Tensor& source,
                       int64_t reduce)

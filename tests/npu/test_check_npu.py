@@ -52,7 +52,7 @@ def test_every_check_passes(script, tmp_path):
     status, printed, report, _ = script("check_npu.py", "--quick")
     assert by_status(report, "FAIL") == []
     assert status == 0
-    assert len(by_status(report, "PASS")) > 90
+    assert len(by_status(report, "PASS")) > 115
     assert report["machine"]["simulated"] is not hardware
     assert ("SIMULATED" in printed) is not hardware
     left_out = [name for name in by_status(report, "SKIP") if "0.6B" not in name]
@@ -81,6 +81,19 @@ def test_what_fails_on_the_device_fails_its_checks_alone(script, simulated):
     (first, *_) = (c for c in report["checks"] if c["status"] == "FAIL")
     assert "score_head_float16" in first["figure"] + first["log"]
     assert f"FAIL  kernels: score_head, float16, eager: {first['figure']}" in printed
+
+
+def test_a_wrong_step_of_the_tower_fails_what_needs_it(script, simulated):
+    status, _, report, _ = script(
+        *("check_npu.py", "--quick", "--groups", "vision"), CANN_SIM_FAULT="aclnnGeluV2:0:1000"
+    )
+    assert status == 1
+    failed = by_status(report, "FAIL")
+    needing = ("gelu", "tower's pass", "tiny-VL")
+    assert len(failed) == 4 + 2 + 4 and all(any(n in name for n in needing) for name in failed)
+    passed = by_status(report, "PASS")
+    assert "vision: attention of one picture, heads of 72" in passed
+    assert "vision: index_copy_ in a graph, bfloat16" in passed
 
 
 def test_no_device(script, simulated):

@@ -183,9 +183,9 @@ def test_the_host_waits_once_a_batch(sim, tmp_path, graph, layers):
     assert change["mallocs"] == 0
     if graph:
         bucket = engine.graphs.bucket(pack(prompts))
-        assert change["h2d"] == 4 * (2 * bucket.tokens + bucket.sequences + 2)
+        assert change["h2d"] == 4 * (4 * bucket.tokens + bucket.sequences + 2)
     else:
-        assert change["h2d"] == 4 * (2 * tokens + len(DOCUMENTS) + 1)
+        assert change["h2d"] == 4 * (4 * tokens + len(DOCUMENTS) + 1)
 
 
 @pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])

@@ -47,6 +47,16 @@ def test_packed_inference(lengths: list[tuple[int, int]], causal: bool, dtype: t
     close(lse.squeeze(-1), want_lse, dtype)
 
 
+@pytest.mark.parametrize("width", [64, 128, 192])
+def test_every_token_sees_all_of_its_sequence(width: int) -> None:
+    """Of pictures, in one call; with a key head for each query head, also in width 64."""
+    ends = torch.tensor([300, 4, 4, 16, 1]).cumsum(0).tolist()
+    for dtype in (torch.float16, torch.bfloat16):
+        qkv = inputs(dtype, ends[-1], ends[-1], width, HEADS)
+        out, _ = infer(qkv, actual_seq_qlen=ends, actual_seq_kvlen=ends, sparse_mode=0)
+        close(out, packed(qkv, ends, ends, False)[0], dtype)
+
+
 def test_the_older_function_and_the_one_of_training() -> None:
     ends = [7, 15, 24]
     for dtype in TOLERANCE:
@@ -124,6 +134,7 @@ REFUSED = {
         "at most 4096",
         {"actual_seq_qlen": [0] * 4096 + [8], "actual_seq_kvlen": [0] * 4096 + [8]},
     ),
+    "head size, as many key heads": ("head sizes 128, 192 or", {"width": 72, "kv_heads": HEADS}),
     "causal without a mask": ("needs the 2048 x 2048 mask", {"sparse_mode": 3}),
     "mask of another shape": (
         "needs a 2048 x 2048 mask",
@@ -142,7 +153,8 @@ def test_limits_are_checked_when_the_operator_is_submitted(name: str, captured: 
     message, options = REFUSED[name]
     options = {k: v.npu() if isinstance(v, torch.Tensor) else v for k, v in options.items()}
     dtype, width = options.pop("dtype", torch.float16), options.pop("width", WIDTH)
-    qkv = tuple(t.npu() for t in inputs(dtype, 8, 8, width))
+    kv_heads = options.pop("kv_heads", KV_HEADS)
+    qkv = tuple(t.npu() for t in inputs(dtype, 8, 8, width, kv_heads))
     torch.npu.synchronize()
     graph = torch.npu.NPUGraph()
     with torch.npu.stream(torch.npu.Stream()):

@@ -68,6 +68,29 @@ def test_an_illegal_act_fails_and_spoils_the_capture(x: torch.Tensor, name: str)
     assert (x + 1).cpu().tolist() == [2] * 8  # and the device goes on
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rows_are_copied_by_an_index_that_changes_between_replays(sim, dtype) -> None:
+    """As features of pictures take their places; padding repeats the first of them."""
+    x, rows = torch.zeros(6, 4, dtype=dtype).npu(), torch.zeros(4, 4, dtype=dtype).npu()
+    index = torch.zeros(4, dtype=torch.int32).npu()
+
+    def body() -> torch.Tensor:
+        there = index.long()
+        x.index_copy_(0, there, rows)
+        return x.index_copy(0, there, x.index_select(0, there) + rows)
+
+    graph, out = capture(body)
+    for places, sources in (([4, 1, 4, 4], [0, 1, 0, 0]), ([0, 5, 2, 3], [0, 1, 2, 3])):
+        new = torch.randn(4, 4).to(dtype)[sources]
+        x.zero_()
+        rows.copy_(new)
+        index.copy_(torch.tensor(places, dtype=torch.int32))
+        graph.replay()
+        want = torch.zeros(6, 4, dtype=dtype)
+        want[places] = 2 * new
+        assert torch.equal(out.cpu(), want)
+
+
 def test_an_illegal_act_in_another_thread_spoils_a_global_capture(x: torch.Tensor) -> None:
     failures = []
 

@@ -146,6 +146,9 @@ CASES: dict[str, Callable[[Place, torch.Tensor], torch.Tensor]] = {
     "normalize": lambda d, x: F.normalize(d(x), dim=-1),
     "softmax": lambda d, x: torch.softmax(d(x), -1),
     "layer_norm": lambda d, x: F.layer_norm(d(x), (8,), d(x[0]), d(x[1])),
+    "layer_norm over two dimensions": lambda d, x: F.layer_norm(
+        d(M.to(x.dtype)), (6, 8), d(x), d(x.flip(0))
+    ),
     "layer_norm bare": lambda d, x: F.layer_norm(d(x), (8,)),
     "rms_norm": lambda d, x: F.rms_norm(d(x), (8,), d(x[0])),
     "mm": lambda d, x: torch.mm(d(x), d(x).t()),
@@ -190,6 +193,9 @@ CASES: dict[str, Callable[[Place, torch.Tensor], torch.Tensor]] = {
     ),
     "index_add": lambda d, x: changed(d(x), lambda t: t.index_add_(0, d(I), d(V.to(x.dtype)))),
     "index_copy": lambda d, x: changed(d(x), lambda t: t.index_copy_(0, d(I), d(V.to(x.dtype)))),
+    "index_copy of rows that come twice": lambda d, x: changed(
+        d(x), lambda t: t.index_copy_(0, d(I[[0, 1, 0, 2, 0]]), d(V.to(x.dtype)[[0, 1, 0, 2, 0]]))
+    ),
     "scatter": lambda d, x: changed(d(x), lambda t: t.scatter_(1, d(I)[None], d(x)[:1, :3])),
     "scatter value": lambda d, x: changed(d(x), lambda t: t.scatter_(1, d(I)[None], 1.0)),
     "searchsorted": lambda d, x: torch.searchsorted(d(torch.arange(10)), d(L)),
@@ -318,6 +324,14 @@ def test_data_dependent_shapes_outside_a_capture() -> None:
     check(A.npu().masked_select(mask.npu()), A[mask])
     # for the reports of pytest
     assert repr(torch.ones(2).npu()) == "tensor([1., 1.], device='npu:0')"
+
+
+def test_index_copy_refuses_what_the_device_refuses() -> None:
+    index, rows = I.npu(), V.npu()
+    with pytest.raises(RuntimeError, match="self is Float, source is BFloat16"):
+        A.npu().index_copy_(0, index, rows.bfloat16())
+    with pytest.raises(RuntimeError, match="index dtype Short"):
+        A.npu().index_copy_(0, index.short(), rows)
 
 
 @pytest.mark.parametrize("times", [1, 2])
