@@ -140,11 +140,11 @@ def _fused_infer(
 ) -> Tensor:
     """CANN's fused inference attention in TND layout; ``mask``: `causal_mask`, or None for none.
 
-    What it asks for stands in op-plugin's docs/context/npu_fused_infer_attention_score_v2: head
-    sizes 128 and 192, and 64 without grouping; contiguous inputs; at most 4096 lengths, cumulative,
-    that end with T, which is at most 2**20; for causal masking sparse mode 3 with the upper
-    triangle of a 2048 x 2048 matrix, whatever the lengths are; without a mask sparse mode 0, in
-    which every token sees all of its sequence.
+    What it asks for stands in op-plugin, docs/context/torch_npu-npu_fused_infer_attention_score_v2:
+    head sizes 128 and 192, and 64 without grouping; contiguous inputs; at most 4096 lengths,
+    cumulative, that end with T, which is at most 2**20; for causal masking sparse mode 3 with the
+    upper triangle of a 2048 x 2048 matrix, whatever the lengths are; without a mask sparse mode 0,
+    in which every token sees all of its sequence.
     """
     heads, head_dim = query.shape[1:]
     kv_heads = key.shape[1]
