@@ -179,7 +179,7 @@ LENGTHS = {
 def batch_of(lengths: Sequence[int]) -> Batch:
     tokens = sum(lengths)
     ends = list(accumulate(lengths, initial=0))
-    return Batch(torch.tensor([0] * 2 * tokens + ends, dtype=torch.int32), list(lengths))
+    return Batch(torch.tensor([0] * 4 * tokens + ends, dtype=torch.int32), list(lengths))
 
 
 def attention_inputs(tokens: int, heads: int, kv_heads: int, head_dim: int) -> Inputs:
