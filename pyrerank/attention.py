@@ -1,14 +1,14 @@
 """Attention within each of several packed sequences: the one place where devices differ.
 
-An implementation takes query [T, heads, head_dim], key and value [T, kv_heads, head_dim] (heads a
-multiple of kv_heads) and what says where sequences end, scales by 1 / sqrt(head_dim), and returns
-[T, heads, head_dim] in the dtype of query.  The decoder's is causal and chosen once an engine, by
-`choose`; the vision tower's is `full`.
+An implementation takes query [T, heads, head_dim], key and value [rows, kv_heads, head_dim] (heads
+a multiple of kv_heads) and what says which rows are whose, scales by 1 / sqrt(head_dim), and
+returns [T, heads, head_dim] in the dtype of query.  The decoder's is causal and chosen once an
+engine, by `choose`; the vision tower's is `full`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache
 from itertools import accumulate
@@ -28,6 +28,7 @@ with suppress(ImportError):  # before torch 2.10
 
 # rows of `dense` at a time: its scores take heads x DENSE_ROWS x T numbers
 DENSE_ROWS = 128
+MASK = 2048  # rows of the mask that CANN's operator wants
 
 
 def choose(device: torch.device, dtype: torch.dtype, *, captured: bool) -> Attend:
@@ -51,26 +52,44 @@ def full(query: Tensor, key: Tensor, value: Tensor, lengths: list[int]) -> Tenso
     its own.
     """
     if query.device.type == "npu" and query.dtype != torch.float32:
-        return _fused_infer(query, key, value, lengths, mask=None)
-    return _one_by_one(query, key, value, lengths, is_causal=False)
+        return _fused_infer(query, key, value, lengths, None, mask=None)
+    pieces = zip(key.split(lengths), value.split(lengths), strict=True)
+    return _one_by_one(query, pieces, lengths, causal=False)
 
 
 def by_sequence(query: Tensor, key: Tensor, value: Tensor, batch: Batch) -> Tensor:
     """One call a sequence, so a neighbour changes no bit of it."""
-    return _one_by_one(query, key, value, batch.lengths, is_causal=True)
+    pieces: Iterable[tuple[Tensor, Tensor]]
+    if batch.kv_lengths is None:
+        pieces = zip(key.split(batch.lengths), value.split(batch.lengths), strict=True)
+    else:
+        # a sequence at a time: what was gathered is still in the processor's cache
+        paths = batch.kv_rows.split(batch.kv_lengths)
+        pieces = ((key.index_select(0, path), value.index_select(0, path)) for path in paths)
+    return _one_by_one(query, pieces, batch.lengths, causal=True)
 
 
 def _one_by_one(
-    query: Tensor, key: Tensor, value: Tensor, lengths: list[int], *, is_causal: bool
+    query: Tensor, pieces: Iterable[tuple[Tensor, Tensor]], lengths: list[int], *, causal: bool
 ) -> Tensor:
     out = torch.empty_like(query)
-    pieces = zip(*(x.split(lengths) for x in (out, query, key, value)), strict=True)
-    for o, q, k, v in pieces:
+    for o, q, (k, v) in zip(out.split(lengths), query.split(lengths), pieces, strict=True):
         # (1, heads, tokens, head_dim)
         q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal, enable_gqa=True)
+        queries, keys = q.shape[2], k.shape[2]
+        mask = last_rows(queries, keys, q.device) if causal and 1 < queries < keys else None
+        mixed = F.scaled_dot_product_attention(
+            *(q, k, v), mask, is_causal=causal and queries == keys, enable_gqa=True
+        )
         o.copy_(mixed[0].transpose(0, 1))
     return out
+
+
+def last_rows(queries: int, keys: int, device: torch.device) -> Tensor:
+    """bool [queries, keys], true where the last ``queries`` of ``keys`` tokens may look."""
+    if keys > MASK:
+        return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+    return ~causal_mask(device)[keys - queries : keys, :keys]
 
 
 def dense(query: Tensor, key: Tensor, value: Tensor, batch: Batch) -> Tensor:
@@ -107,7 +126,7 @@ def varlen(query: Tensor, key: Tensor, value: Tensor, batch: Batch) -> Tensor:  
 @cache
 def causal_mask(device: torch.device) -> Tensor:
     """bool [2048, 2048], true where attention may not look: the form that CANN's operator wants."""
-    return torch.ones(2048, 2048, dtype=torch.bool).triu(1).to(device)
+    return torch.ones(MASK, MASK, dtype=torch.bool).triu(1).to(device)
 
 
 class FusedInfer:
@@ -117,13 +136,18 @@ class FusedInfer:
         self._mask = causal_mask(device)
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, batch: Batch) -> Tensor:
-        return _fused_infer(query, key, value, batch.lengths, mask=self._mask)
+        if batch.kv_lengths is not None:
+            key, value = (x.index_select(0, batch.kv_rows) for x in (key, value))
+        return _fused_infer(query, key, value, batch.lengths, batch.kv_lengths, mask=self._mask)
 
     @staticmethod
-    def lengths(lengths: list[int]) -> dict[str, list[int]]:
-        """The arguments that change from batch to batch."""
-        ends = list(accumulate(lengths))
-        return {"actual_seq_qlen": ends, "actual_seq_kvlen": ends}
+    def lengths(queries: list[int], keys: list[int] | None = None) -> dict[str, list[int]]:
+        """The arguments that change from batch to batch; keys are as many as queries, or given."""
+        ends = list(accumulate(queries))
+        return {
+            "actual_seq_qlen": ends,
+            "actual_seq_kvlen": ends if keys is None else list(accumulate(keys)),
+        }
 
 
 def padded_head_dim(head_dim: int, *, grouped: bool) -> int:
@@ -136,7 +160,13 @@ def padded_head_dim(head_dim: int, *, grouped: bool) -> int:
 
 
 def _fused_infer(
-    query: Tensor, key: Tensor, value: Tensor, lengths: list[int], *, mask: Tensor | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: list[int],
+    kv_lengths: list[int] | None,
+    *,
+    mask: Tensor | None,
 ) -> Tensor:
     """CANN's fused inference attention in TND layout; ``mask``: `causal_mask`, or None for none.
 
@@ -156,7 +186,7 @@ def _fused_infer(
         key.contiguous(),
         value.contiguous(),
         # by keyword: NPUGraph.update replaces nothing else
-        **FusedInfer.lengths(lengths),
+        **FusedInfer.lengths(lengths, kv_lengths),
         atten_mask=mask,
         num_query_heads=heads,
         num_key_value_heads=kv_heads,

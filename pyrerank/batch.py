@@ -1,34 +1,50 @@
-"""Batches: prompts packed end to end, without padding, under a token budget."""
+"""Batches: prompts packed end to end, without padding, under a token budget.
+
+What prompts have in common at their start is computed once: prompts are sorted, so that each goes
+on where it parts from the one before, and attends to keys and values that are there already.
+"""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import accumulate, chain
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from itertools import accumulate, islice
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
-from pyrerank.inputs import Prompt, Span
+from pyrerank.inputs import Prompt, Span, Visual
 
 # of one pass; the limit of CANN's fused attention on packed sequences
 MAX_SEQUENCES = 4096
+
+
+# prompts that are sorted together: bounds the token ids that are held
+WINDOW = 1024
 
 
 @dataclass(frozen=True)
 class Batch:
     """Packed sequences: T tokens in B sequences, one after the other, V of them vision tokens.
 
+    A sequence is a prompt, or what of a prompt is computed; it attends to K keys and values in all.
+
     Attributes:
-        data: int32 [4 T + B + 1 + V], all numbers that a device must know, in one tensor so that
-            one copy brings them there: ids, positions, cu_seqlens, index.
+        data: int32 [4 T + B + 1 + V + K], all numbers that a device must know, in one tensor so
+            that one copy brings them there: ids, positions, cu_seqlens, index, kv_rows.
         lengths: tokens of each sequence, B numbers on the host, adding up to T.
+        kv_lengths: keys of each sequence, B numbers on the host; the last of them are its own.
+            None: its own are all; then K in ``data`` is 0.
         features: what stands in place of vision tokens, [1 + levels, V, hidden_size] on the device
             and in the dtype of the decoder; None where V is 0.
     """
 
     data: torch.Tensor
     lengths: list[int]
+    kv_lengths: list[int] | None = None
     features: torch.Tensor | None = None
 
     @property
@@ -43,7 +59,7 @@ class Batch:
 
     @property
     def positions(self) -> torch.Tensor:
-        """int32 [3, T], positions of each token in its own sequence; see `positions`."""
+        """int32 [3, T], positions of each token in its own prompt; see `positions`."""
         return self.data[self.tokens : 4 * self.tokens].view(3, -1)
 
     @property
@@ -55,51 +71,184 @@ class Batch:
     @property
     def index(self) -> torch.Tensor:
         """int32 [V], where the vision tokens are among all tokens."""
-        return self.data[4 * self.tokens + len(self.lengths) + 1 :]
+        end = len(self.data) - sum(self.kv_lengths or ())
+        return self.data[4 * self.tokens + len(self.lengths) + 1 : end]
+
+    @property
+    def kv_rows(self) -> torch.Tensor:
+        """int32 [K], which keys and values each sequence attends to, one sequence after the other:
+        first those of the `Prefix`, then those of the T tokens; empty without ``kv_lengths``."""
+        return self.data[len(self.data) - sum(self.kv_lengths or ()) :]
+
+    def kept(self, count: int) -> torch.Tensor | None:
+        """int32 [count], keys and values of the last prompt's first tokens; None for 0."""
+        if not count:
+            return None
+        if self.kv_lengths is not None:
+            return self.kv_rows[-self.kv_lengths[-1] :][:count]
+        start = self.tokens - self.lengths[-1]
+        return torch.arange(start, start + count, dtype=torch.int32, device=self.data.device)
+
+    def last_tokens(self) -> Batch:
+        """The last token of each sequence, for attention alone: it sees what it saw."""
+        count = len(self.lengths)
+        device = self.data.device
+        rows = self.kv_rows
+        if self.kv_lengths is None:
+            rows = torch.arange(self.tokens, dtype=torch.int32, device=device)
+        ends = torch.arange(count + 1, dtype=torch.int32, device=device)
+        data = torch.cat((ends.new_zeros(4 * count), ends, rows))
+        return Batch(data, [1] * count, self.kv_lengths or self.lengths)
 
     def to(self, device: torch.device) -> Batch:
         """The batch on ``device``, without waiting for the copy."""
         data = self.data if device.type == "cpu" else self.data.pin_memory()
-        return Batch(data.to(device, non_blocking=True), self.lengths, self.features)
+        return replace(self, data=data.to(device, non_blocking=True))
 
 
-def plan(prompts: Iterable[Prompt], token_budget: int) -> Iterator[list[Prompt]]:
-    """Cuts a stream of prompts into consecutive runs of at most ``token_budget`` tokens.
+@dataclass(frozen=True)
+class Run:
+    """Prompts for one pass.
 
-    A prompt longer than the budget gets a run of its own.
+    Attributes:
+        members: place of each prompt among all that were planned.
+        prompts: the prompts.
+        shared: how many of its first tokens each has in common with the one before it, and does
+            not compute; of the first prompt, with the last one of the run before.
+        kept: the same of the first prompt of the next run.
     """
-    run: list[Prompt] = []
+
+    members: list[int]
+    prompts: list[Prompt]
+    shared: list[int]
+    kept: int
+
+    @property
+    def visuals(self) -> list[Visual]:
+        """Images and videos that are computed."""
+        return [
+            visual
+            for prompt, skip in zip(self.prompts, self.shared, strict=True)
+            for visual, spans in _by_visual(prompt)
+            if spans[0].start >= skip
+        ]
+
+
+@dataclass
+class Prefix:
+    """Keys and values that one pass leaves for the next.
+
+    Attributes:
+        layers: of each layer key and value [P, kv_heads, head_dim], or None where there are none.
+        rows: int32, which of the P of before and the T of a pass it leaves; None: none.
+    """
+
+    layers: deque[tuple[torch.Tensor, torch.Tensor] | None]
+    rows: torch.Tensor | None = None
+
+    def extend(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of before and of now.  Called once by each layer, in order."""
+        before = self.layers.popleft()
+        if before is not None:
+            key, value = torch.cat((before[0], key)), torch.cat((before[1], value))
+        left = None
+        if self.rows is not None:
+            left = key.index_select(0, self.rows), value.index_select(0, self.rows)
+        self.layers.append(left)
+        return key, value
+
+
+def plan(prompts: Iterable[Prompt], token_budget: int, *, share: bool) -> Iterator[Run]:
+    """Divides a stream of prompts into runs that compute at most ``token_budget`` tokens each.
+
+    With ``share``, a prompt computes what follows its longest prefix in common with the one before
+    it: sorted, as they are, prompts compute each token of the tree that they form once.  Otherwise
+    prompts stay in order, and compute all.  A prompt that computes more than the budget gets a run
+    of its own.
+    """
+    members: list[int] = []
+    taken: list[Prompt] = []
+    skips: list[int] = []
     total = 0
-    for prompt in prompts:
-        if run and (total + len(prompt.ids) > token_budget or len(run) == MAX_SEQUENCES):
-            yield run
-            run, total = [], 0
-        run.append(prompt)
-        total += len(prompt.ids)
-    if run:
-        yield run
+    for member, prompt, skip in _in_order(prompts, share):
+        new = len(prompt.ids) - skip
+        if members and (total + new > token_budget or len(members) == MAX_SEQUENCES):
+            yield Run(members, taken, skips, skip)
+            members, taken, skips, total = [], [], [], 0
+        members.append(member)
+        taken.append(prompt)
+        skips.append(skip)
+        total += new
+    if members:
+        yield Run(members, taken, skips, 0)
 
 
-def pack(prompts: Sequence[Prompt], features: torch.Tensor | None = None) -> Batch:
-    """Packs B >= 1 prompts, on the host.
+def _in_order(prompts: Iterable[Prompt], share: bool) -> Iterator[tuple[int, Prompt, int]]:
+    """Place, prompt, and how many tokens it has in common with the one yielded before."""
+    if not share:
+        yield from ((n, prompt, 0) for n, prompt in enumerate(prompts))
+        return
+    stream = enumerate(prompts)
+    before = np.empty(0, ">u8")
+    while window := [(_key(prompt), n, prompt) for n, prompt in islice(stream, WINDOW)]:
+        window.sort(key=lambda entry: entry[0].tobytes())
+        for key, n, prompt in window:
+            shorter = min(len(before), len(key) - 1)  # the last token is always computed
+            different = np.flatnonzero(before[:shorter] != key[:shorter])
+            yield n, prompt, int(different[0]) if len(different) else shorter
+            before = key
 
-    ``features``: of the prompts' pictures, in their order; on the device already.
+
+def _key(prompt: Prompt) -> np.ndarray:
+    """A number a token: its id, and for a vision token the name of the picture that it is of.
+
+    Big-endian, so that their bytes sort as they do.
     """
-    lengths = [len(prompt.ids) for prompt in prompts]
+    key = np.array(prompt.ids, ">u8")
+    for visual, spans in _by_visual(prompt):
+        name = blake2b(visual.key, digest_size=8).digest()
+        for start, height, width in spans:
+            key[start : start + height * width] = np.frombuffer(name, ">u8")
+    return key
+
+
+def _by_visual(prompt: Prompt) -> Iterator[tuple[Visual, list[Span]]]:
+    spans = iter(prompt.spans)
+    for visual in prompt.visuals:
+        yield visual, list(islice(spans, visual.runs))
+
+
+def pack(run: Run, features: torch.Tensor | None = None) -> Batch:
+    """Packs a run of B >= 1 prompts, on the host.
+
+    ``features``: of ``run.visuals``, in their order; on the device already.
+    """
+    lengths = [len(p.ids) - skip for p, skip in zip(run.prompts, run.shared, strict=True)]
     starts = list(accumulate(lengths, initial=0))
-    numbers = chain(*(prompt.ids for prompt in prompts))
-    index = [
-        torch.arange(offset + start, offset + start + height * width, dtype=torch.int32)
-        for prompt, offset in zip(prompts, starts, strict=False)
-        for start, height, width in prompt.spans
-    ]
+    before = run.shared[0]
+    path = torch.arange(before, dtype=torch.int32)
+    ids: list[int] = []
+    places, index, paths = [], [], []
+    for prompt, skip, start, end in zip(run.prompts, run.shared, starts, starts[1:], strict=False):
+        ids += prompt.ids[skip:]
+        places.append(positions(len(prompt.ids), prompt.spans)[:, skip:])
+        for first, height, width in prompt.spans:
+            if first >= skip:
+                at = start + first - skip
+                index.append(torch.arange(at, at + height * width, dtype=torch.int32))
+        own = torch.arange(before + start, before + end, dtype=torch.int32)
+        path = torch.cat((path[:skip], own))
+        paths.append(path)
+    shared = any(run.shared)
     data = (
-        torch.tensor(list(numbers), dtype=torch.int32),
-        torch.cat([positions(len(p.ids), p.spans) for p in prompts], dim=1).flatten(),
+        torch.tensor(ids, dtype=torch.int32),
+        torch.cat(places, dim=1).flatten(),
         torch.tensor(starts, dtype=torch.int32),
         *index,
+        *(paths if shared else ()),
     )
-    return Batch(torch.cat(data), lengths, features)
+    kv_lengths = [len(path) for path in paths] if shared else None
+    return Batch(torch.cat(data), lengths, kv_lengths, features)
 
 
 def pad(batch: Batch, tokens: int, sequences: int) -> Batch:

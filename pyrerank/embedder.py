@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from pyrerank import ops
-from pyrerank.batch import Batch
 from pyrerank.checkpoint import Checkpoint, model_key, open_checkpoint
 from pyrerank.engine import Engine
 from pyrerank.errors import CheckpointError, NonFiniteScore
@@ -43,11 +42,11 @@ class _PoolHead:
     dim: int | None
     normalize: bool
 
-    def __call__(self, hidden: torch.Tensor, norm: RMSNorm, batch: Batch) -> torch.Tensor:
+    def __call__(self, hidden: torch.Tensor, norm: RMSNorm) -> torch.Tensor:
         """One vector a sequence, [B, dim], dtype of hidden."""
         return ops.fused_pool(
             hidden,
-            batch.cu_seqlens,
+            torch.arange(len(hidden) + 1, dtype=torch.int32, device=hidden.device),
             norm.weight,
             norm.eps,
             dim=self.dim,

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from pyrerank.attention import Attend, FusedInfer, causal_mask, choose
-from pyrerank.batch import Batch, pack, plan
+from pyrerank.batch import Batch, Prefix, Run, pack, plan
 from pyrerank.checkpoint import Checkpoint
 from pyrerank.device import reserve, resolve, runtime, works
 from pyrerank.errors import DeviceError, EngineClosed, OutOfMemory
@@ -30,8 +31,8 @@ from pyrerank.vision import VisionTower
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-# From hidden states [T, hidden_size] before the final norm, to one row of results a sequence.
-Head = Callable[[torch.Tensor, RMSNorm, Batch], torch.Tensor]
+# From hidden states [B, hidden_size] of last tokens, before the final norm, to rows of results.
+Head = Callable[[torch.Tensor, RMSNorm], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,15 @@ class _Model:
     decoder: Decoder
     head: Head
 
-    def __call__(self, batch: Batch, attend: Attend) -> torch.Tensor:
-        return self.head(self.decoder(batch, attend), self.decoder.norm, batch)
+    def __call__(
+        self, batch: Batch, attend: Attend, prefix: Prefix, *, prune: bool
+    ) -> torch.Tensor:
+        hidden = self.decoder(batch, attend, prefix, prune=prune)
+        return self.head(hidden, self.decoder.norm)
+
+    def no_prefix(self) -> Prefix:
+        """For a pass that nothing came before."""
+        return Prefix(deque([None] * len(self.decoder.layers)))
 
 
 class Engine:
@@ -56,6 +64,11 @@ class Engine:
     Attributes:
         graphs: the captured passes with their counters; None where passes run eagerly.
         features: the vision tower with its counter; None where the model reads text only.
+        computed: tokens that went through the decoder so far.
+        share_prefixes: whether what prompts have in common at their start is computed once.
+        prune_last_layer: whether the last layer computes queries and MLP for last tokens only.
+            Both change no score beyond rounding, and can be switched for comparison.  Passes in
+            graphs do neither, and on an NPU prefixes are not shared unless it is switched on.
 
     Raises: as `Reranker`.
     """
@@ -81,6 +94,10 @@ class Engine:
         self.dtype = _dtype(dtype, self.device)
         self.token_budget = token_budget
         self.checkpoint = checkpoint
+        self.computed = 0
+        self.prune_last_layer = True
+        # CANN's operator wants the keys of all sequences gathered: memory that is not planned yet
+        self.share_prefixes = self.device.type != "npu"
         self._lost: str | None = None
         self.graphs: Graphs | None = None
         self.features: Features | None = None
@@ -99,7 +116,9 @@ class Engine:
     def _start_graphs(self) -> None:
         attend = choose(self.device, self.dtype, captured=True)
         updated = len(self._model.decoder.layers) if isinstance(attend, FusedInfer) else 0
-        forward: Callable[[Batch], torch.Tensor] = partial(self._model, attend=attend)
+        forward: Callable[[Batch], torch.Tensor] = partial(
+            self._model, attend=attend, prefix=self._model.no_prefix(), prune=False
+        )
         try:
             self.graphs = Graphs(
                 forward,
@@ -149,26 +168,35 @@ class Engine:
         hide = None if progress is None else not progress  # tqdm's None: hidden unless a terminal
         delay = 1 if progress is None else 0
         with tqdm(total=total, unit=unit, disable=hide, delay=delay, leave=False) as bar:
-            for run in plan(prompts, self.token_budget):
-                yield from zip(run, self._forward(run), strict=True)
-                bar.update(len(run))
+            share = self.share_prefixes and self.graphs is None
+            prefix = self._model.no_prefix()
+            waiting: dict[int, tuple[Prompt, torch.Tensor]] = {}
+            done = 0
+            for run in plan(prompts, self.token_budget, share=share):
+                rows = self._forward(run, prefix)
+                waiting |= zip(run.members, zip(run.prompts, rows, strict=True), strict=True)
+                while done in waiting:
+                    yield waiting.pop(done)
+                    done += 1
+                bar.update(len(run.members))
 
     @torch.inference_mode()
-    def _forward(self, prompts: Sequence[Prompt]) -> torch.Tensor:
+    def _forward(self, run: Run, prefix: Prefix) -> torch.Tensor:
         with self._failures():
-            batch = pack(prompts, self._vision_rows(prompts))
+            visuals = run.visuals
+            rows = self.features.rows(visuals) if self.features is not None and visuals else None
+            batch = pack(run, rows)
+            self.computed += batch.tokens
             out = self._replay(batch)
             if out is None:
-                out = self._model(batch.to(self.device), self._attend)
+                on_device = batch.to(self.device)
+                prefix.rows = on_device.kept(run.kept)
+                out = self._model(on_device, self._attend, prefix, prune=self.prune_last_layer)
             # a copy that never happened leaves no result either
             rows = torch.full(out.shape, torch.nan, dtype=out.dtype).copy_(out)
         if self.device.type != "cpu" and rows.isnan().any() and not works(self.device):
             self._close("the device dropped work")
         return rows
-
-    def _vision_rows(self, prompts: Sequence[Prompt]) -> torch.Tensor | None:
-        visuals = [visual for prompt in prompts for visual in prompt.visuals]
-        return self.features.rows(visuals) if self.features is not None and visuals else None
 
     def _replay(self, batch: Batch) -> torch.Tensor | None:
         """The results of `_Model` from a graph; None where there is none."""

@@ -165,7 +165,7 @@ class Graphs:
         features = None
         if bucket.vision and self._features is not None:
             features = self._features[:, : bucket.tokens]
-        static = Batch(self._inputs[: len(host.data)], host.lengths, features)
+        static = replace(host, data=self._inputs[: len(host.data)], features=features)
         try:
             static.data.copy_(host.data)
             if not self._graphs:

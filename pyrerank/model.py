@@ -1,8 +1,8 @@
 """The Qwen3 decoder, prefill only, over packed sequences.
 
 Module and parameter names are those of the published checkpoints, but for the matrices that read
-the same input, which are stored as one.  No cache, no vocabulary head and no final norm: `Decoder`
-ends with the last layer's hidden states, and the fused kernels of `pyrerank.ops` go on from there.
+the same input, which are stored as one.  No vocabulary head and no final norm: `Decoder` ends
+with the hidden states of last tokens, and the fused kernels of `pyrerank.ops` go on from there.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pyrerank import ops
 from pyrerank.attention import DENSE_ROWS, Attend, dense
-from pyrerank.batch import Batch
+from pyrerank.batch import Batch, Prefix
 from pyrerank.checkpoint import Checkpoint, DecoderConfig
 from pyrerank.layers import add_rms_norm, rms_norm, rotate, swiglu
 
@@ -67,14 +68,32 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
 
     def forward(
-        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, batch: Batch, attend: Attend
+        self,
+        x: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        batch: Batch,
+        attend: Attend,
+        prefix: Prefix,
+        rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        qkv = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim))
-        q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
-        q = rotate(self.q_norm(q), cos, sin)
+        """Attention's contribution to ``rows`` of x, or to all."""
+        if rows is None:
+            qkv = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim))
+            q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
+            del qkv
+            q = rotate(self.q_norm(q), cos, sin)
+        else:
+            queries = self.heads * self.head_dim
+            of_q, of_kv = self.qkv_proj.weight.tensor_split([queries])
+            kv = F.linear(x, of_kv).unflatten(-1, (-1, self.head_dim))
+            k, v = kv.chunk(2, dim=1)
+            del kv
+            q = F.linear(x.index_select(0, rows), of_q).unflatten(-1, (-1, self.head_dim))
+            cos_q, sin_q = cos.index_select(0, rows), sin.index_select(0, rows)
+            q = rotate(self.q_norm(q), cos_q, sin_q)
         k = rotate(self.k_norm(k), cos, sin)
-        v = v.contiguous()
-        del qkv
+        k, v = prefix.extend(k, v.contiguous())
         out: torch.Tensor = self.o_proj(attend(q, k, v, batch).flatten(1))
         return out
 
@@ -183,14 +202,21 @@ class Decoder(nn.Module):
             numbers += 3 * config.num_attention_heads * DENSE_ROWS
         return tokens * numbers * self.embed_tokens.weight.element_size()
 
-    def forward(self, batch: Batch, attend: Attend) -> torch.Tensor:
-        """Hidden states [T, hidden_size] after the last layer, before the final norm.
+    def forward(self, batch: Batch, attend: Attend, prefix: Prefix, *, prune: bool) -> torch.Tensor:
+        """Hidden states [B, hidden_size] of the sequences' last tokens, before the final norm.
 
         The features of pictures take the place of vision tokens' embeddings, and DeepStack features
         are added to the same rows after each of the first layers.  A row of ``batch.index`` may
         come twice, with the same features.
+
+        Args:
+            batch: the tokens, on the decoder's device.
+            attend: see `pyrerank.attention`.
+            prefix: keys and values that came before, and where those for the next pass go.
+            prune: whether the last layer computes queries and MLP for last tokens only.
         """
         x = self.embed_tokens(batch.ids)
+        last = batch.cu_seqlens[1:] - 1
         index = batch.index
         levels: list[torch.Tensor] = []
         if batch.features is not None:
@@ -208,15 +234,20 @@ class Decoder(nn.Module):
         for number, layer in enumerate(self._layers()):
             x, normed = layer.input_layernorm.add(x, delta)
             del delta
-            delta = layer.self_attn(normed, cos, sin, batch, attend)
+            rows = None
+            if prune and number == len(self.layers) - 1:
+                rows, batch = last, batch.last_tokens()
+                x = x.index_select(0, rows)
+            delta = layer.self_attn(normed, cos, sin, batch, attend, prefix, rows)
             x, normed = layer.post_attention_layernorm.add(x, delta)
             del delta
             delta = layer.mlp(normed)
             del normed
-            if number < len(levels):
+            if number < len(levels) and rows is None:
                 # not index_add_, which would add twice to a row that comes twice
                 delta.index_copy_(0, index, delta.index_select(0, index).add_(levels[number]))
-        return x if delta is None else x + delta
+        x = x if delta is None else x + delta
+        return x if prune else ops.last_token_gather(x, index=last)
 
 
 def interleaved_axes(mrope_section: Sequence[int]) -> torch.Tensor:

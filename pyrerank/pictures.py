@@ -83,6 +83,16 @@ class Image:
         object.__setattr__(self, "digest", digest_of(self.pixels))
 
     @property
+    def key(self) -> bytes:
+        """Names all that a prompt shows of it."""
+        return self.digest
+
+    @property
+    def runs(self) -> int:
+        """How many runs of vision tokens a prompt has of it."""
+        return 1
+
+    @property
     def frames(self) -> Pixels:
         """uint8 [1, height, width, 3]: as a video of one frame."""
         return self.pixels[None]

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from pyrerank import ops
-from pyrerank.batch import Batch
 from pyrerank.checkpoint import Checkpoint, model_key, open_checkpoint
 from pyrerank.engine import Engine
 from pyrerank.errors import CheckpointError, NonFiniteScore
@@ -55,11 +54,11 @@ class _ScoreHead:
     w: torch.Tensor
     bias: float
 
-    def __call__(self, hidden: torch.Tensor, norm: RMSNorm, batch: Batch) -> torch.Tensor:
+    def __call__(self, hidden: torch.Tensor, norm: RMSNorm) -> torch.Tensor:
         """Score and logit of each sequence, float32 [B, 2]."""
-        last = batch.cu_seqlens[1:] - 1
+        rows = torch.arange(len(hidden), dtype=torch.int32, device=hidden.device)
         return torch.stack(
-            ops.score_head(hidden, last, norm.weight, norm.eps, self.w, self.bias), dim=1
+            ops.score_head(hidden, rows, norm.weight, norm.eps, self.w, self.bias), dim=1
         )
 
 

@@ -51,6 +51,16 @@ class Video:
     def __post_init__(self) -> None:
         object.__setattr__(self, "digest", digest_of(self.frames))
 
+    @property
+    def key(self) -> bytes:
+        """As `Image.key`: the frames and their times."""
+        return self.digest + repr(self.seconds).encode()
+
+    @property
+    def runs(self) -> int:
+        """As `Image.runs`: one a pair of frames."""
+        return len(self.seconds)
+
 
 def read_video(value: object, name: str, media: Media) -> Video:
     """A video in any form, resized; see `pyrerank.media.Reader`."""

@@ -5,6 +5,7 @@ from itertools import accumulate, pairwise
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from runs import packed
 
 from pyrerank.batch import pack, pad, plan
 from pyrerank.inputs import Prompt, Span
@@ -12,21 +13,56 @@ from pyrerank.inputs import Prompt, Span
 prompts = st.lists(st.integers(0, 1000), min_size=1, max_size=50).map(lambda ids: Prompt(ids, 0))
 
 
-@given(prompts=st.lists(prompts, max_size=40), budget=st.integers(1, 100))
-def test_plan_covers_every_prompt_once_under_the_budget(prompts, budget):
-    runs = list(plan(prompts, budget))
-    assert [prompt for run in runs for prompt in run] == prompts
-    sizes = [[len(prompt.ids) for prompt in run] for run in runs]
+@given(prompts=st.lists(prompts, max_size=40), budget=st.integers(1, 100), share=st.booleans())
+def test_plan_covers_every_prompt_once_under_the_budget(prompts, budget, share):
+    runs = list(plan(prompts, budget, share=share))
+    taken = [pair for run in runs for pair in zip(run.members, run.prompts, strict=True)]
+    assert sorted(member for member, _ in taken) == list(range(len(prompts)))
+    assert all(prompts[member] is prompt for member, prompt in taken)
+    if not share:
+        assert [prompt for _, prompt in taken] == prompts
+        assert not any(skip for run in runs for skip in [*run.shared, run.kept])
+    sizes = [
+        [len(p.ids) - skip for p, skip in zip(run.prompts, run.shared, strict=True)] for run in runs
+    ]
     assert all(sum(run) <= budget or len(run) == 1 for run in sizes)
     # greedy: no run could have taken the next prompt
     assert all(sum(a) + b[0] > budget for a, b in pairwise(sizes))
+    assert [run.kept for run in runs[:-1]] == [run.shared[0] for run in runs[1:]]
+    assert not runs or runs[-1].kept == 0
+
+
+few_words = st.lists(st.integers(1, 2), min_size=1, max_size=8).map(lambda ids: Prompt(ids, 0))
+
+
+@given(prompts=st.lists(few_words, min_size=1, max_size=40), budget=st.integers(1, 60))
+def test_sharing_computes_each_node_of_the_tree_once(prompts, budget):
+    computed = {}
+    for run in plan(prompts, budget, share=True):
+        for prompt, skip in zip(run.prompts, run.shared, strict=True):
+            for end in range(skip + 1, len(prompt.ids) + 1):
+                node = tuple(prompt.ids[:end])
+                computed[node] = computed.get(node, 0) + 1
+    nodes = {tuple(p.ids[:end]) for p in prompts for end in range(1, len(p.ids) + 1)}
+    assert computed.keys() == nodes
+    # once, but for last tokens: a prompt that is there again computes one
+    wholes = [tuple(prompt.ids) for prompt in prompts]
+    for node, times in computed.items():
+        assert times == max(1, wholes.count(node))
+
+
+def test_windows_share_with_each_other(monkeypatch):
+    monkeypatch.setattr("pyrerank.batch.WINDOW", 4)
+    prompts = [Prompt([7] * 50 + [n], 0) for n in range(30)]
+    runs = list(plan(prompts, 20, share=True))
+    assert sum(51 - skip for run in runs for skip in run.shared) == 50 + 30
 
 
 @given(st.lists(prompts, min_size=1, max_size=9))
 def test_pack_keeps_every_prompt(prompts):
-    batch = pack(prompts)
+    batch = packed(prompts)
     assert batch.data.dtype == torch.int32 and batch.tokens == len(batch.ids)
-    assert not len(batch.index)
+    assert not len(batch.index) and not len(batch.kv_rows)
     bounds = batch.cu_seqlens.tolist()
     assert bounds[0] == 0 and bounds[-1] == len(batch.ids)
     assert batch.positions.shape == (3, batch.tokens)
@@ -35,6 +71,26 @@ def test_pack_keeps_every_prompt(prompts):
         assert batch.ids[part].tolist() == prompt.ids
         assert batch.positions[:, part].tolist() == [list(range(len(prompt.ids)))] * 3
         assert batch.lengths[i] == len(prompt.ids)
+
+
+@given(prompts=st.lists(few_words, min_size=1, max_size=20), budget=st.integers(1, 40))
+def test_paths_lead_over_all_tokens_of_a_prompt(prompts, budget):
+    before = torch.empty(0, dtype=torch.int32)
+    for run in plan(prompts, budget, share=True):
+        batch = pack(run)
+        rows = torch.cat((before, batch.ids))  # as keys and values: those of before, then these
+        lengths = batch.kv_lengths or batch.lengths
+        paths = batch.kv_rows if batch.kv_lengths else torch.arange(batch.tokens)
+        for prompt, length, path in zip(run.prompts, lengths, paths.split(lengths), strict=True):
+            assert length == len(prompt.ids)
+            assert rows[path.long()].tolist() == prompt.ids
+        for prompt, place, skip in zip(
+            run.prompts, batch.positions.split(batch.lengths, dim=1), run.shared, strict=True
+        ):
+            assert place[0].tolist() == list(range(skip, len(prompt.ids)))
+        keep = batch.kept(run.kept)
+        before = rows[[] if keep is None else keep]
+        assert before.tolist() == run.prompts[-1].ids[: run.kept]
 
 
 PAD = 7
@@ -55,7 +111,7 @@ batches = st.lists(prompts_with_pictures(), min_size=1, max_size=6)
 
 @given(batches)
 def test_the_index_names_the_vision_tokens(prompts):
-    batch = pack(prompts)
+    batch = packed(prompts)
     assert batch.index.tolist() == (batch.ids == PAD).nonzero().flatten().tolist()
     # positions of words: the next number after all that came before, in all three
     for prompt, start in zip(prompts, batch.cu_seqlens.tolist(), strict=False):
@@ -68,7 +124,7 @@ def test_the_index_names_the_vision_tokens(prompts):
 
 @given(prompts=batches, spare=st.integers(0, 40), empty=st.integers(0, 5))
 def test_padding_changes_no_prompt(prompts, spare, empty):
-    batch = pack(prompts)
+    batch = packed(prompts)
     tokens, sequences = batch.tokens + spare, len(prompts) + empty
     padded = pad(batch, tokens, sequences)
     assert padded.tokens == tokens and padded.lengths[-1] == spare

@@ -170,6 +170,15 @@ def every_patch(query, key, value, lengths):
     return FULL(query, key, value, [len(query)])
 
 
+def from_the_top(query, key, value, batch):
+    """As if the queries were the first tokens of what they attend to."""
+    key, value = (
+        torch.cat([p[:n] for p, n in zip(x.split(batch.kv_lengths), batch.lengths, strict=True)])
+        for x in (key, value)
+    )
+    return attention.by_sequence(query, key, value, type(batch)(batch.data, batch.lengths))
+
+
 def uniform(query, key, value, lengths):
     """As if softmax had not been applied."""
     means = [part.mean(0, keepdim=True).expand(len(part), -1, -1) for part in value.split(lengths)]
@@ -199,6 +208,8 @@ WRONG = [
      choosing(not_causal)),
     ("operators", "attention, several sequences", "checks.operators.choose", None,
      choosing(one_sequence)),
+    ("operators", "attention, parts of sequences", "checks.operators.choose", None,
+     choosing(from_the_top)),
     ("vision", "layer_norm, bfloat16", F, "layer_norm", lambda x, *rest: F.rms_norm(x, *rest[:2])),
     ("vision", "gelu, float32", layers, "gelu", lambda x, _: F.gelu(x, approximate="tanh")),
     ("vision", "gelu in its tanh form, float32", layers, "gelu", lambda x, _: F.gelu(x)),

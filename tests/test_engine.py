@@ -195,6 +195,53 @@ class TestBatches:
         assert result.score == short
 
 
+def trie(prompts: list[list[int]]) -> int:
+    """How many nodes the tree of all prompts has."""
+    return len({tuple(ids[:end]) for ids in prompts for end in range(1, len(ids) + 1)})
+
+
+class TestSwitches:
+    """What is left out changes no score."""
+
+    @pytest.mark.parametrize("dtype", list(TOLERANCE))
+    @pytest.mark.parametrize("kind", ["qwen3 tied", "qwen3-vl untied"])
+    def test_each_alone_and_all_together(self, checkpoint, kind, dtype):
+        engine = Reranker(checkpoint(kind), dtype=dtype)
+        # in common: nothing behind the query, part of a text, all but one token, all
+        texts = [*POOL[:8], *(f"{DOCUMENTS[1]} {end}" for end in ("a", "b", "", "a b"))]
+        queries = [QUERY, "another query"]
+        pairs = [(query, text) for query in queries for text in texts]
+        scores = {}
+        for share in (False, True):
+            for prune in (False, True):
+                for budget in (8192, 300, 1):
+                    engine.share_prefixes, engine.prune_last_layer = share, prune
+                    engine.token_budget = budget
+                    scores[share, prune, budget] = engine.score(
+                        *map(list, zip(*pairs, strict=True))
+                    )
+        want = scores[False, False, 8192]
+        bound = {"float32": BATCH_TOLERANCE, "bfloat16": 1e-2}[dtype]
+        for switches, got in scores.items():
+            assert got == pytest.approx(want, abs=bound), switches
+
+    @pytest.mark.parametrize("budget", [8192, 500, 1])
+    def test_computed_tokens_are_the_least_that_sharing_allows(self, checkpoint, budget):
+        engine = Reranker(checkpoint("qwen3 tied"), dtype="float32", token_budget=budget)
+        pairs = [engine.pair("", query, text) for query in ("a", "b c") for text in POOL[:20]]
+        prompts = [prompt.ids for prompt in engine._encoder.encode(pairs)]
+        engine.run(pairs)
+        assert engine.computed == trie(prompts)
+        engine.share_prefixes = False
+        engine.run(pairs)
+        assert engine.computed == trie(prompts) + sum(map(len, prompts))
+
+    def test_results_come_in_the_order_of_the_call(self, engine, monkeypatch):
+        monkeypatch.setattr("pyrerank.batch.WINDOW", 5)
+        want = [engine.score(QUERY, [text])[0] for text in POOL[:23]]
+        assert engine.score(QUERY, POOL[:23]) == pytest.approx(want, abs=BATCH_TOLERANCE)
+
+
 class TestEngineArguments:
     @pytest.mark.parametrize(
         ("arguments", "message"),

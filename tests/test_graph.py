@@ -3,8 +3,9 @@
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from runs import packed
 
-from pyrerank.batch import pack, pad
+from pyrerank.batch import pad
 from pyrerank.graph import SMALLEST, buckets
 from pyrerank.inputs import Prompt
 
@@ -32,7 +33,7 @@ def test_the_default_budget_has_few_buckets():
 
 @given(prompts=prompts, spare=st.integers(0, 30), empty=st.integers(0, 5))
 def test_padding_adds_rows_and_sequences_behind_the_prompts(prompts, spare, empty):
-    batch = pack(prompts)
+    batch = packed(prompts)
     padded = pad(batch, batch.tokens + spare, len(prompts) + empty)
     assert padded.tokens == batch.tokens + spare == sum(padded.lengths)
     assert len(padded.lengths) == len(prompts) + empty + 1

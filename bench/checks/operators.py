@@ -176,10 +176,11 @@ LENGTHS = {
 }
 
 
-def batch_of(lengths: Sequence[int]) -> Batch:
+def batch_of(lengths: Sequence[int], kv_lengths: Sequence[int] = ()) -> Batch:
     tokens = sum(lengths)
     ends = list(accumulate(lengths, initial=0))
-    return Batch(torch.tensor([0] * 4 * tokens + ends, dtype=torch.int32), list(lengths))
+    numbers = [0] * 4 * tokens + ends + list(range(sum(kv_lengths)))
+    return Batch(torch.tensor(numbers, dtype=torch.int32), list(lengths), list(kv_lengths) or None)
 
 
 def attention_inputs(tokens: int, heads: int, kv_heads: int, head_dim: int) -> Inputs:
@@ -252,6 +253,22 @@ def attention_neighbours(bench: Bench) -> Figure:
     comparison.add("129 of 186 tokens", together[part], alone, tolerance)
     same = "same bits" if torch.equal(together[part].cpu(), alone.cpu()) else "not the same bits"
     return f"{comparison.figure()}; {same}"
+
+
+def attention_of_parts(bench: Bench) -> Figure:
+    """The last tokens of each sequence, whose first ones another pass computed."""
+    attend = choose(bench.device, torch.bfloat16, captured=False)
+    own, whole = [5, 1, 40, 130], [30, 77, 40, 2500]
+    inputs = attention_inputs(sum(whole), 4, 2, 128)
+    rows = torch.cat(
+        [part[-n:] for part, n in zip(torch.arange(sum(whole)).split(whole), own, strict=True)]
+    )
+    q, k, v = moved(inputs, bench.device)
+    got = attend(q[rows], k, v, batch_of(own, whole).to(bench.device))
+    comparison = Comparison()
+    tolerance = attention_tolerance(*inputs, whole)[rows]
+    comparison.add("parts of 4 sequences", got, attention_want(*inputs, whole)[rows], tolerance)
+    return comparison.figure()
 
 
 def graph_attention(bench: Bench) -> tuple[Comparison, Inputs, Any, Tensor]:
@@ -374,6 +391,7 @@ CHECKS: dict[str, Check] = {
     **{f"attention, {name}": partial(attention, name=name) for name in LENGTHS},
     "attention, head sizes": attention_head_sizes,
     "attention, alone and in a batch": attention_neighbours,
+    "attention, parts of sequences": attention_of_parts,
     "graph, lengths updated before the replay": update_then_replay,
     "graph, lengths updated after the replay": replay_then_update,
     "graph, a replay allocates nothing": replay_allocates_nothing,

@@ -11,9 +11,9 @@ import torch
 from checkpoints import write_random
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runs import packed
 
 from pyrerank import DeviceError, Embedder, Reranker
-from pyrerank.batch import pack
 from pyrerank.device import runtime
 from pyrerank.graph import buckets
 
@@ -131,6 +131,22 @@ class TestOneSetOfGraphs:
         assert result.score == pytest.approx(on_cpu("qwen3", [document])[0], abs=TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("kind", ["qwen3", "heads of 128"])
+def test_what_is_left_out_changes_no_score(device, checkpoint, on_cpu, kind, dtype):
+    options = {"dtype": dtype, "token_budget": 300, "graph": False}
+    engine = Reranker(checkpoint(kind), device=device, **options)
+    want = pytest.approx(on_cpu(kind, POOL), abs=TOLERANCE[dtype])
+    computed = []
+    for share in (False, True):
+        for prune in (False, True):
+            engine.share_prefixes, engine.prune_last_layer = share, prune
+            before = engine.computed
+            assert engine.score(QUERY, POOL) == want
+            computed.append(engine.computed - before)
+    assert computed[0] == computed[1] > 2 * computed[2] == 2 * computed[3]
+
+
 def test_a_full_bucket_has_no_padding(device, checkpoint, on_cpu):
     options = {"dtype": "bfloat16", "token_budget": 256, "graph": True}
     engine = Reranker(checkpoint("qwen3"), device=device, **options)
@@ -175,17 +191,16 @@ def test_the_host_waits_once_a_batch(sim, tmp_path, graph, layers):
     after = sim.stats()
     change = {name: after[name] - before[name] for name in after}
     prompts = engine._encoder.encode([engine.pair("", QUERY, d) for d in DOCUMENTS])
-    tokens = pack(prompts).tokens
     assert change["syncs"] == 2  # torch_npu's blocking copy: the stream, then the copy itself
     assert change["d2h"] == 8 * len(DOCUMENTS)
     assert change["replays"] == graph
     assert change["updates"] == graph * layers
     assert change["mallocs"] == 0
     if graph:
-        bucket = engine.graphs.bucket(pack(prompts))
+        bucket = engine.graphs.bucket(packed(prompts))
         assert change["h2d"] == 4 * (4 * bucket.tokens + bucket.sequences + 2)
     else:
-        assert change["h2d"] == 4 * (4 * tokens + len(DOCUMENTS) + 1)
+        assert change["h2d"] == 4 * len(packed(prompts).data)
 
 
 @pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])

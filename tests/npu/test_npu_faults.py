@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import write_random
+from runs import packed
 
 from pyrerank import DeviceError, EngineClosed, NonFiniteScore, OutOfMemory, Reranker
 from pyrerank.attention import FusedInfer
-from pyrerank.batch import pack
 from pyrerank.device import resolve
 from pyrerank.inputs import Prompt
 
@@ -208,7 +208,7 @@ class TestOperators:
 
 def batch_of(engine: Reranker):
     prompts = engine._encoder.encode([engine.pair("", QUERY, d) for d in DOCUMENTS])
-    return pack(prompts).to(engine.device)
+    return packed(prompts).to(engine.device)
 
 
 SCORE = """
@@ -311,7 +311,7 @@ def test_heads_that_attention_does_not_take():
     attend = FusedInfer(torch.device("npu", 0))
     q, kv = torch.zeros(4, 4, 256), torch.zeros(4, 2, 256)
     with pytest.raises(ValueError, match="head_dim 256: attention on an NPU takes at most 192"):
-        attend(q, kv, kv, pack([Prompt([1, 2, 3, 4], 0)]))
+        attend(q, kv, kv, packed([Prompt([1, 2, 3, 4], 0)]))
 
 
 @pytest.mark.parametrize("device", ["tpu", "npu:", "npu:-1", "npu:0:1", "cpu:x", ""])

@@ -34,7 +34,8 @@ def test_the_peak_is_that_of_the_formula(sim, model, dtype, graph):
     results = engine.details("query", documents)
     assert sum(result.tokens for result in results) > BUDGET
     peak = sim.stats(0)["bytes_peak"] - before
-    assert peak == pytest.approx(engine.device_memory(), rel=0.05)
+    # less where free parts of what other tests hold serve
+    assert 0.9 < peak / engine.device_memory() < 1.05
     if graph:
         assert engine.graphs.captures == engine.graphs.replays == 2
     mallocs = sim.stats(0)["mallocs"]
