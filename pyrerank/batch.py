@@ -20,8 +20,6 @@ from pyrerank.inputs import Prompt, Span, Visual
 
 # of one pass; the limit of CANN's fused attention on packed sequences
 MAX_SEQUENCES = 4096
-
-
 # prompts that are sorted together: bounds the token ids that are held
 WINDOW = 1024
 
