@@ -88,7 +88,7 @@ def _one_by_one(
 def last_rows(queries: int, keys: int, device: torch.device) -> Tensor:
     """bool [queries, keys], true where the last ``queries`` of ``keys`` tokens may look."""
     if keys > MASK:
-        return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+        return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries).to(device)
     return ~causal_mask(device)[keys - queries : keys, :keys]
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from runs import packed
 
 from pyrerank import DeviceError, Embedder, Reranker
+from pyrerank.attention import last_rows
 from pyrerank.device import runtime
 from pyrerank.graph import buckets
 
@@ -145,6 +146,12 @@ def test_what_is_left_out_changes_no_score(device, checkpoint, on_cpu, kind, dty
             assert engine.score(QUERY, POOL) == want
             computed.append(engine.computed - before)
     assert computed[0] == computed[1] > 2 * computed[2] == 2 * computed[3]
+
+
+@pytest.mark.parametrize("keys", [2048, 2049])
+def test_masks_up_to_the_kept_one_and_beyond(device, keys):
+    got = last_rows(3, keys, torch.device(device, 0)).cpu()
+    assert torch.equal(got, torch.ones(keys, keys, dtype=torch.bool).tril()[-3:])
 
 
 def test_a_full_bucket_has_no_padding(device, checkpoint, on_cpu):
