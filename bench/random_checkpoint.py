@@ -22,12 +22,13 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
 
 
 class Tower(NamedTuple):
-    """As in config.json's vision_config: hidden_size, intermediate_size, depth, heads."""
+    """As in config.json's vision_config: hidden_size, intermediate_size, depth, heads, levels."""
 
     hidden: int
     intermediate: int
     depth: int
     heads: int
+    levels: tuple[int, ...]
 
 
 class Shape(NamedTuple):
@@ -44,14 +45,19 @@ class Shape(NamedTuple):
     vision: Tower | None = None
 
 
+SMALL_TOWER = Tower(1024, 4096, 24, 16, (5, 11, 17))
+LARGE_TOWER = Tower(1152, 4304, 27, 16, (8, 16, 24))
 SHAPES = {
     "0.6B": Shape(1024, 3072, 28, 16, 8),
     "4B": Shape(2560, 9728, 36, 32, 8),
     "8B": Shape(4096, 12288, 36, 32, 8, tied=False),
-    "VL-2B": Shape(2048, 6144, 28, 16, 8, rope_theta=5e6),  # the text part
-    # of no published model, for tests; heads of the second one's tower are as wide as those of 8B
+    "VL-2B": Shape(2048, 6144, 28, 16, 8, rope_theta=5e6, vision=SMALL_TOWER),
+    "VL-8B": Shape(4096, 12288, 36, 32, 8, tied=False, rope_theta=5e6, vision=LARGE_TOWER),
+    # of no published model: one for small machines, and two for tests, of which the heads of the
+    # tower are as wide as those of 8B
+    "VL-0.6B": Shape(1024, 3072, 28, 16, 8, rope_theta=5e6, vision=SMALL_TOWER),
     "tiny": Shape(256, 512, 2, 4, 2),
-    "tiny-VL": Shape(256, 512, 2, 4, 2, rope_theta=5e6, vision=Tower(144, 288, 3, 2)),
+    "tiny-VL": Shape(256, 512, 2, 4, 2, rope_theta=5e6, vision=Tower(144, 288, 3, 2, (0, 2))),
 }
 VOCABULARY = 151936
 
@@ -152,7 +158,7 @@ def _vision_config(tower: Tower, hidden: int) -> dict[str, Any]:
         "num_heads": tower.heads,
         "out_hidden_size": hidden,
         "num_position_embeddings": 2304,
-        "deepstack_visual_indexes": [0, tower.depth - 1],
+        "deepstack_visual_indexes": list(tower.levels),
         "hidden_act": "gelu_pytorch_tanh",
         "patch_size": 16,
         "temporal_patch_size": 2,
