@@ -14,13 +14,14 @@ refuses it. No ids at all give an empty result.
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
 try:
-    import pyrerank._C as _C
+    _C: Any = import_module("pyrerank._C")
 except ModuleNotFoundError:  # installed without a compiler; a broken extension still raises
     _C = None
 

@@ -1,4 +1,5 @@
-"""The checked build of the kernels, for tests: the same sources, every hardware rule enforced."""
+"""The checked build of the kernels, for tests: the same sources, every hardware rule enforced, and
+nothing of this machine's processor beyond what all of its kind have."""
 
 import functools
 import importlib.util
@@ -18,6 +19,7 @@ BUILD = ROOT / "build" / "tests"
 def build_tests() -> Path:
     """Builds the strict module and the simulator's tests; seconds when nothing changed."""
     configure = ["cmake", "-G", "Ninja", "-S", ROOT, "-B", BUILD, "-DPYRERANK_TESTS=ON"]
+    configure += ["-DPYRERANK_PORTABLE=ON"]
     configure += [f"-DPYRERANK_PYBIND11={pybind11.get_include()}"]
     configure += [f"-DPython_EXECUTABLE={sys.executable}"]
     for command in (configure, ["cmake", "--build", BUILD, "-j", "2"]):

@@ -6,6 +6,9 @@
 
 #include "launch.h"
 #include "tiling.h"
+#ifdef PYRERANK_CPU
+#include "module.h"
+#endif
 
 namespace py = pybind11;
 
@@ -136,6 +139,9 @@ PYBIND11_MODULE(PYRERANK_MODULE, m)
     m.def("counters", &ReadCounters);
     m.def("reset_counters", &ResetCounters);
     m.def("build_info", &BuildInfo);
+#ifdef PYRERANK_CPU
+    cpu::Bind(m);
+#endif
 #if ASCENDC_SIM_STRICT
     // A launch must not depend on the order of its blocks; tests turn it round.
     m.def("set_block_order", [](const std::string& order) {

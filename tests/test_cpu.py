@@ -1,0 +1,250 @@
+"""The kernels of csrc/cpu against float64, in the build for this processor and the portable one."""
+
+from types import ModuleType
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strict_build import load_strict
+from torch import Tensor
+
+from pyrerank import cpu, layers, ops
+
+# half a unit in the last place, doubled for what float32 arithmetic moves across the middle
+ROUNDING = {torch.bfloat16: 2**-8, torch.float32: 2**-21}
+SIZES = st.one_of(st.integers(1, 40), st.sampled_from([127, 128, 1024, 1030]))
+
+pytestmark = pytest.mark.skipif(ops._C is None, reason="installed without a compiler")
+
+
+@pytest.fixture(params=["this processor", "portable"], autouse=True, scope="module")
+def build(request: pytest.FixtureRequest) -> ModuleType:
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "portable":
+            patch.setattr(ops, "_C", load_strict())
+        yield
+
+
+@pytest.fixture(params=list(ROUNDING), ids=str, scope="module")
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
+def assert_rounded(got: Tensor, want: Tensor, slack: float = 0.0) -> None:
+    assert got.shape == want.shape
+    error = (got.double() - want).abs()
+    bound = want.abs() * ROUNDING[got.dtype] + slack + 1e-30
+    assert (error <= bound).all(), (error - bound).max()
+
+
+def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight
+
+
+class TestAddRmsNorm:
+    @settings(max_examples=25)
+    @given(rows=st.integers(0, 9), width=SIZES, add=st.booleans(), size=st.sampled_from([1e-3, 40]))
+    def test_value(self, dtype, rows, width, add, size):
+        x, y = (torch.randn(2, rows, width) * size).to(dtype)
+        weight = torch.randn(width).to(dtype)
+        total, normed = layers.add_rms_norm(x, y if add else None, weight, 1e-6)
+        want = (x.double() + y.double()).to(dtype) if add else x
+        assert torch.equal(total, want)
+        assert_rounded(normed, norm(want.double(), weight.double(), 1e-6))
+
+    def test_a_nan_stays_in_its_row(self, dtype):
+        x = torch.ones(3, 64, dtype=dtype)
+        x[1, 7] = torch.nan
+        normed = layers.add_rms_norm(x, None, torch.ones(64, dtype=dtype), 1e-6)[1]
+        assert normed.isnan().all(1).tolist() == [False, True, False]
+
+
+class TestRotate:
+    @settings(max_examples=25)
+    @given(
+        rows=st.integers(1, 9),
+        heads=st.integers(1, 5),
+        half=st.sampled_from([1, 8, 10, 36, 64, 128]),
+        gap=st.sampled_from([0, 3]),
+        normed=st.booleans(),
+        wide=st.booleans(),
+    )
+    def test_value(self, dtype, rows, heads, half, gap, normed, wide):
+        """Of rows that lie apart, in place; angles in the dtype of x, or in float32."""
+        whole = torch.randn(rows, heads + gap, 2 * half).to(dtype)
+        before = whole.clone()
+        weight = torch.randn(2 * half).to(dtype)
+        angle = torch.randn(rows, 1, 2 * half, dtype=torch.float64) * 100
+        cos, sin = (
+            t.float().to(torch.float32 if wide else dtype) for t in (angle.cos(), angle.sin())
+        )
+        x = whole[:, :heads]
+        call = (weight, 1e-6) if normed else ()
+        got = (layers.norm_rotate if normed else layers.rotate)(x, *call, cos, sin)
+        want = before[:, :heads].double()
+        if normed:
+            want = norm(want, weight.double(), 1e-6)
+        a, b = want.chunk(2, -1)
+        slack = want.abs().amax(-1, keepdim=True) * 2**-21  # of the two that are added
+        want = want * cos.double() + torch.cat((-b, a), -1) * sin.double()
+        assert_rounded(got, want, slack)
+        assert got.data_ptr() == whole.data_ptr()
+        assert torch.equal(whole[:, heads:], before[:, heads:])
+
+
+class TestSwiGlu:
+    @settings(max_examples=25)
+    @given(rows=st.integers(0, 9), width=SIZES, size=st.sampled_from([1.0, 30.0]))
+    def test_value(self, dtype, rows, width, size):
+        x = (torch.randn(rows, 2 * width) * size).to(dtype)
+        gate, up = x.double().chunk(2, -1)
+        # float32's own exponential of a large argument is this far off
+        slack = (F.silu(gate) * up).abs() * 2**-17 if size > 1 else 0.0
+        assert_rounded(layers.swiglu(x), F.silu(gate) * up, slack)
+
+    def test_far_out(self, dtype):
+        gate = torch.tensor([-torch.inf, -3e38, -1e4, -126.0, -87.0, -0.0, 100.0, 3e38, torch.inf])
+        x = torch.stack((gate, torch.ones(9)), 1).flatten()[None].view(1, 9, 2).transpose(1, 2)
+        got = layers.swiglu(x.reshape(1, 18).to(dtype))[0]
+        assert got[1:6].abs().max() < 1e-35
+        assert got[6:].tolist() == gate[6:].to(dtype).tolist()
+        assert got[0].isnan() or got[0] == 0
+
+
+@settings(max_examples=25)
+@given(rows=st.integers(0, 9), width=SIZES, size=st.sampled_from([1.0, 30.0, 1e9]))
+def test_gelu(dtype, rows, width, size):
+    x = (torch.randn(rows, width) * size).to(dtype)
+    # tanh is 1 in float64 long before a float32 is
+    assert_rounded(layers.gelu(x, "tanh"), F.gelu(x.double(), approximate="tanh"), 1e-6)
+
+
+def reference(
+    q: Tensor, k: Tensor, v: Tensor, lengths: list[int], kv_rows: list[Tensor], causal: bool
+) -> Tensor:
+    out, start = [], 0
+    for length, rows in zip(lengths, kv_rows, strict=True):
+        group = q.shape[1] // k.shape[1]
+        query = q[start : start + length].double().transpose(0, 1)
+        keys, values = (x[rows].double().transpose(0, 1) for x in (k, v))
+        keys, values = (x.repeat_interleave(group, 0) for x in (keys, values))
+        scores = query @ keys.mT / q.shape[2] ** 0.5
+        if causal:
+            hidden = torch.ones(length, len(rows)).triu(len(rows) - length + 1).bool()
+            scores = scores.masked_fill(hidden, -torch.inf)
+        out.append((scores.softmax(-1) @ values).transpose(0, 1))
+        start += length
+    return torch.cat(out)
+
+
+# beyond the blocks of the kernel: 48 queries, 512 keys, 512 queries of a task
+LENGTHS = st.one_of(st.integers(1, 70), st.sampled_from([511, 512, 513, 600]))
+
+
+class TestAttention:
+    @settings(max_examples=30)
+    @given(
+        lengths=st.lists(LENGTHS, min_size=1, max_size=4),
+        shared=st.sampled_from([0, 1, 63, 500, 513]),
+        heads=st.sampled_from([(1, 1), (4, 2), (6, 1)]),
+        head_dim=st.sampled_from([2, 16, 20, 64, 72, 128, 256]),
+        causal=st.booleans(),
+    )
+    def test_value(self, dtype, lengths, shared, heads, head_dim, causal):
+        """Of rows that lie apart; every sequence goes on from the same keys, in mixed order."""
+        query_heads, kv_heads = heads
+        tokens = sum(lengths)
+        q = torch.randn(tokens, query_heads + 1, head_dim).to(dtype)[:, :query_heads]
+        k, v = torch.randn(2, shared + tokens, kv_heads + 2, head_dim).to(dtype)[:, :, :kv_heads]
+        place = torch.randperm(shared + tokens)
+        own = place[shared:].split(lengths)
+        paths = [torch.cat((place[:shared], rows)) for rows in own]
+        kv_lengths = [len(path) for path in paths]
+        run = (lengths, kv_lengths, torch.cat(paths).int())
+        got = cpu.attention(q, k, v, *run, causal=causal)
+        want = reference(q, k, v, lengths, paths, causal)
+        # shares are rounded to the dtype of v before they mix it
+        error = (got.double() - want).abs().max()
+        assert error <= {torch.float32: 4e-6, torch.bfloat16: 2.5e-2}[dtype]
+        # and no one error: rounding of single shares averages out
+        assert (got.double() - want).mean().abs() <= {torch.float32: 1e-7, torch.bfloat16: 1e-3}[
+            dtype
+        ]
+
+    @settings(max_examples=20)
+    @given(length=LENGTHS, data=st.data())
+    def test_a_query_has_the_same_bits_alone(self, dtype, length, data):
+        q, k, v = torch.randn(3, length, 2, 32).to(dtype)
+        whole = cpu.attention(q, k, v, [length], [length], None, causal=True)
+        count = data.draw(st.integers(1, length))
+        part = cpu.attention(q[-count:], k, v, [count], [length], None, causal=True)
+        assert torch.equal(part, whole[-count:])
+        end = data.draw(st.integers(1, length))
+        start = cpu.attention(q[:end], k, v, [end], [end], None, causal=True)
+        assert torch.equal(start, whole[:end])
+
+    def test_large_scores(self, dtype):
+        """The running maximum is that of a later block."""
+        q = torch.full((1, 1, 16), 30.0, dtype=dtype)
+        k = torch.full((1500, 1, 16), -30.0, dtype=dtype)
+        k[700], k[1400] = 30.0, 30.0
+        v = torch.arange(1500.0).to(dtype)[:, None, None].expand(-1, 1, 16).contiguous()
+        got = cpu.attention(q, k, v, [1], [1500], None, causal=False)
+        want = (v[700].double() + v[1400].double()) / 2
+        assert_rounded(got[0], want)
+
+    def test_a_head_dim_that_is_too_large(self, dtype):
+        x = torch.zeros(1, 1, 258, dtype=dtype)
+        with pytest.raises(ValueError, match="head_dim must be even and at most 256, got 258"):
+            cpu.attention(x, x, x, [1], [1], None, causal=True)
+
+
+def test_the_number_of_threads_changes_no_bit(dtype):
+    x = torch.randn(300, 512).to(dtype)
+    weight = torch.randn(512).to(dtype)
+    q = torch.randn(300, 4, 32).to(dtype)
+
+    def run() -> list[Tensor]:
+        return [
+            layers.add_rms_norm(x, x, weight, 1e-6)[1],
+            layers.swiglu(x),
+            cpu.attention(q, q, q, [100, 200], [100, 200], None, causal=True),
+        ]
+
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            results.append(run())
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_plain_torch_stands_in(dtype, monkeypatch):
+    """Without the extension the same steps are done one by one, and round in between."""
+    x = torch.randn(20, 6, 32).to(dtype)
+    weight = torch.randn(32).to(dtype)
+    cos, sin = torch.randn(2, 20, 1, 32).to(dtype)
+    flat, wide = x.flatten(1), torch.randn(192).to(dtype)
+
+    def run() -> list[Tensor]:
+        return [
+            layers.norm_rotate(x.clone(), weight, 1e-6, cos, sin),
+            layers.rotate(x.clone(), cos, sin),
+            *layers.add_rms_norm(flat, flat, wide, 1e-6),
+            layers.add_rms_norm(flat, None, wide, 1e-6)[1],
+            layers.swiglu(flat),
+            layers.gelu(flat, "tanh"),
+        ]
+
+    fused = run()
+    monkeypatch.setattr(ops, "_C", None)
+    assert not cpu.runs(x)
+    for got, want in zip(fused, run(), strict=True):
+        scale = want.abs().max().item()
+        torch.testing.assert_close(got, want, rtol=0, atol=3 * ROUNDING[dtype] * scale)
