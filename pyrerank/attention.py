@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from itertools import accumulate
 from typing import Any
 
@@ -18,13 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyrerank import cpu
 from pyrerank.batch import Batch
 
 Attend = Callable[[Tensor, Tensor, Tensor, Batch], Tensor]
-
-varlen_attn: Any = None
-with suppress(ImportError):  # before torch 2.10
-    from torch.nn.attention.varlen import varlen_attn
 
 # rows of `dense` at a time: its scores take heads x DENSE_ROWS x T numbers
 DENSE_ROWS = 128
@@ -42,7 +39,17 @@ def choose(device: torch.device, dtype: torch.dtype, *, captured: bool) -> Atten
         return FusedInfer(device)
     if not captured:
         return by_sequence
-    return varlen if half and varlen_attn is not None else dense
+    return varlen if half and _varlen_attn() is not None else dense
+
+
+@cache  # cuda only
+def _varlen_attn() -> Any:
+    """torch's operator, or None before 2.10.  Importing it takes a second."""
+    with suppress(ImportError):
+        from torch.nn.attention.varlen import varlen_attn
+
+        return varlen_attn
+    return None
 
 
 def full(query: Tensor, key: Tensor, value: Tensor, lengths: list[int]) -> Tensor:
@@ -53,12 +60,19 @@ def full(query: Tensor, key: Tensor, value: Tensor, lengths: list[int]) -> Tenso
     """
     if query.device.type == "npu" and query.dtype != torch.float32:
         return _fused_infer(query, key, value, lengths, None, mask=None)
+    if cpu.runs(query):
+        return cpu.attention(query, key, value, lengths, lengths, None, causal=False)
     pieces = zip(key.split(lengths), value.split(lengths), strict=True)
     return _one_by_one(query, pieces, lengths, causal=False)
 
 
 def by_sequence(query: Tensor, key: Tensor, value: Tensor, batch: Batch) -> Tensor:
-    """One call a sequence, so a neighbour changes no bit of it."""
+    """Each sequence alone, so a neighbour changes no bit of it: by the kernel of csrc/cpu where it
+    runs, elsewhere one call a sequence."""
+    if cpu.runs(query):
+        shared = batch.kv_lengths is not None
+        kv_lengths, rows = batch.kv_lengths or batch.lengths, batch.kv_rows if shared else None
+        return cpu.attention(query, key, value, batch.lengths, kv_lengths, rows, causal=True)
     pieces: Iterable[tuple[Tensor, Tensor]]
     if batch.kv_lengths is None:
         pieces = zip(key.split(batch.lengths), value.split(batch.lengths), strict=True)
@@ -93,20 +107,30 @@ def last_rows(queries: int, keys: int, device: torch.device) -> Tensor:
 
 
 def dense(query: Tensor, key: Tensor, value: Tensor, batch: Batch) -> Tensor:
-    """Every token against every token, and a mask: for float32 in a graph, where no operator of
-    torch_npu takes lengths that change."""
+    """Every query against every key, and a mask: for float32 in a graph, where no operator of
+    torch_npu takes lengths that change.  ``batch`` must have ``kv_lengths``."""
     tokens, heads, head_dim = query.shape
-    kv_heads = key.shape[1]
-    row = torch.arange(tokens, device=query.device, dtype=torch.int32)
-    sequence = torch.searchsorted(batch.cu_seqlens, row, right=True)
-    k, v = key.permute(1, 2, 0), value.transpose(0, 1)  # (kv_heads, head_dim, T) and back
+    keys, kv_heads = key.shape[:2]
+    integers = partial(torch.arange, device=query.device, dtype=torch.int32)
+    sequence = torch.searchsorted(batch.cu_seqlens, integers(tokens), right=True) - 1
+    # (sequences, keys): 1 where a sequence looks
+    paths = batch.kv_rows
+    owner = torch.searchsorted(batch.cu_keys, integers(len(paths)), right=True) - 1
+    seen = query.new_zeros(len(batch.lengths) * keys)
+    seen.index_copy_(0, owner * keys + paths, query.new_ones(len(paths)))
+    seen = seen.view(-1, keys)
+    # a query looks no further than its own key, which is as far from its sequence's end
+    ahead = (batch.cu_keys - batch.cu_seqlens).index_select(0, sequence + 1)
+    own = paths.index_select(0, integers(tokens) + ahead)
+    row = integers(keys)
+    k, v = key.permute(1, 2, 0), value.transpose(0, 1)  # (kv_heads, head_dim, keys) and back
     out = torch.empty_like(query)
     for start in range(0, tokens, DENSE_ROWS):
         rows = slice(start, start + DENSE_ROWS)
         # the query heads of a key head are more rows of it: (kv_heads, rows x group, head_dim)
         q = query[rows].unflatten(1, (kv_heads, -1)).transpose(0, 1).flatten(1, 2)
         scores = torch.bmm(q * head_dim**-0.5, k).unflatten(1, (-1, heads // kv_heads))
-        hidden = (sequence[rows, None] != sequence) | (row[rows, None] < row)
+        hidden = (seen.index_select(0, sequence[rows]) == 0) | (own[rows, None] < row)
         scores.masked_fill_(hidden[:, None], -torch.inf)
         mixed = torch.bmm(scores.softmax(-1).flatten(1, 2), v)
         out[rows] = mixed.unflatten(1, (-1, heads // kv_heads)).transpose(0, 1).flatten(1, 2)
@@ -114,11 +138,13 @@ def dense(query: Tensor, key: Tensor, value: Tensor, batch: Batch) -> Tensor:
 
 
 def varlen(query: Tensor, key: Tensor, value: Tensor, batch: Batch) -> Tensor:  # cuda only
-    """torch's variable-length flash attention; CUDA, 16 bit."""
-    ends = batch.cu_seqlens
-    longest = batch.tokens  # of any replay
-    out: Tensor = varlen_attn(
-        *(query, key, value, ends, ends, longest, longest), window_size=(-1, 0), enable_gqa=True
+    """torch's variable-length flash attention, causal from the last key back; CUDA, 16 bit.
+    ``batch`` must have ``kv_lengths``."""
+    key, value = (x.index_select(0, batch.kv_rows) for x in (key, value))
+    ends = batch.cu_seqlens, batch.cu_keys
+    longest = len(query), len(key)  # of any replay
+    out: Tensor = _varlen_attn()(
+        *(query, key, value, *ends, *longest), window_size=(-1, 0), enable_gqa=True
     )
     return out
 
@@ -150,6 +176,11 @@ class FusedInfer:
         }
 
 
+def gathers(attend: Attend) -> bool:
+    """Whether it gathers the keys of all sequences at once, which takes memory."""
+    return attend is varlen or isinstance(attend, FusedInfer)
+
+
 def padded_head_dim(head_dim: int, *, grouped: bool) -> int:
     """The head size that CANN's fused inference attention takes in place of ``head_dim``."""
     sizes = (128, 192) if grouped else (64, 128, 192)
@@ -172,9 +203,12 @@ def _fused_infer(
 
     What it asks for stands in op-plugin, docs/context/torch_npu-npu_fused_infer_attention_score_v2:
     head sizes 128 and 192, and 64 without grouping; contiguous inputs; at most 4096 lengths,
-    cumulative, that end with T, which is at most 2**20; for causal masking sparse mode 3 with the
-    upper triangle of a 2048 x 2048 matrix, whatever the lengths are; without a mask sparse mode 0,
-    in which every token sees all of its sequence.
+    cumulative, that end with T, which is at most 2**20, those of keys with the number of keys; for
+    causal masking sparse mode 3 with the upper triangle of a 2048 x 2048 matrix, whatever the
+    lengths are, in which the last query sees all keys of its sequence, the one before it all but
+    one; without a mask sparse mode 0, in which every token sees all of its sequence.  What a query
+    without a key gives is not said: no sequence has queries and fewer keys.  A sequence may have
+    no query.
     """
     heads, head_dim = query.shape[1:]
     kv_heads = key.shape[1]

@@ -6,6 +6,7 @@ on where it parts from the one before, and attends to keys and values that are t
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,10 @@ from pyrerank.inputs import Prompt, Span, Visual
 
 # of one pass; the limit of CANN's fused attention on packed sequences
 MAX_SEQUENCES = 4096
+# Keys of other prompts, for each token of the budget, where a pass gathers the keys of all its
+# sequences before it attends: they take little more memory than the MLP does.  Enough for documents
+# of a third of their prefix; shorter ones fill a pass less.
+SHARED_PER_TOKEN = 3
 # prompts that are sorted together: bounds the token ids that are held
 WINDOW = 1024
 
@@ -31,11 +36,12 @@ class Batch:
     A sequence is a prompt, or what of a prompt is computed; it attends to K keys and values in all.
 
     Attributes:
-        data: int32 [4 T + B + 1 + V + K], all numbers that a device must know, in one tensor so
-            that one copy brings them there: ids, positions, cu_seqlens, index, kv_rows.
+        data: int32 [4 T + B + 1 + V + B + 1 + K], all numbers that a device must know, in one
+            tensor so that one copy brings them there: ids, positions, cu_seqlens, index, cu_keys,
+            kv_rows.
         lengths: tokens of each sequence, B numbers on the host, adding up to T.
         kv_lengths: keys of each sequence, B numbers on the host; the last of them are its own.
-            None: its own are all; then K in ``data`` is 0.
+            None: its own are all; then ``data`` ends with index.
         features: what stands in place of vision tokens, [1 + levels, V, hidden_size] on the device
             and in the dtype of the decoder; None where V is 0.
     """
@@ -69,14 +75,28 @@ class Batch:
     @property
     def index(self) -> torch.Tensor:
         """int32 [V], where the vision tokens are among all tokens."""
-        end = len(self.data) - sum(self.kv_lengths or ())
+        end = len(self.data)
+        if self.kv_lengths is not None:
+            end -= len(self.kv_lengths) + 1 + sum(self.kv_lengths)
         return self.data[4 * self.tokens + len(self.lengths) + 1 : end]
+
+    @property
+    def cu_keys(self) -> torch.Tensor:
+        """int32 [B + 1], where in kv_rows each sequence starts; ends with K.  Only with
+        ``kv_lengths``."""
+        end = len(self.data) - sum(self.kv_lengths or ())
+        return self.data[end - len(self.lengths) - 1 : end]
 
     @property
     def kv_rows(self) -> torch.Tensor:
         """int32 [K], which keys and values each sequence attends to, one sequence after the other:
         first those of the `Prefix`, then those of the T tokens; empty without ``kv_lengths``."""
         return self.data[len(self.data) - sum(self.kv_lengths or ()) :]
+
+    @property
+    def shared(self) -> int:
+        """How many of the K keys are not the sequences' own."""
+        return sum(self.kv_lengths) - self.tokens if self.kv_lengths is not None else 0
 
     def kept(self, count: int) -> torch.Tensor | None:
         """int32 [count], keys and values of the last prompt's first tokens; None for 0."""
@@ -90,13 +110,16 @@ class Batch:
     def last_tokens(self) -> Batch:
         """The last token of each sequence, for attention alone: it sees what it saw."""
         count = len(self.lengths)
-        device = self.data.device
-        rows = self.kv_rows
-        if self.kv_lengths is None:
-            rows = torch.arange(self.tokens, dtype=torch.int32, device=device)
-        ends = torch.arange(count + 1, dtype=torch.int32, device=device)
-        data = torch.cat((ends.new_zeros(4 * count), ends, rows))
+        ends = torch.arange(count + 1, dtype=torch.int32, device=self.data.device)
+        data = torch.cat((ends.new_zeros(4 * count), ends, *self._paths()))
         return Batch(data, [1] * count, self.kv_lengths or self.lengths)
+
+    def _paths(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """cu_keys and kv_rows, also without ``kv_lengths``."""
+        if self.kv_lengths is not None:
+            return self.cu_keys, self.kv_rows
+        rows = torch.arange(self.tokens, dtype=torch.int32, device=self.data.device)
+        return self.cu_seqlens, rows
 
     def to(self, device: torch.device) -> Batch:
         """The batch on ``device``, without waiting for the copy."""
@@ -156,27 +179,44 @@ class Prefix:
         return key, value
 
 
-def plan(prompts: Iterable[Prompt], token_budget: int, *, share: bool) -> Iterator[Run]:
+def plan(
+    prompts: Iterable[Prompt],
+    token_budget: int,
+    *,
+    share: bool,
+    sequences: int = MAX_SEQUENCES,
+    most_shared: float = math.inf,
+    chained: bool = True,
+) -> Iterator[Run]:
     """Divides a stream of prompts into runs that compute at most ``token_budget`` tokens each.
 
     With ``share``, a prompt computes what follows its longest prefix in common with the one before
     it: sorted, as they are, prompts compute each token of the tree that they form once.  Otherwise
-    prompts stay in order, and compute all.  A prompt that computes more than the budget gets a run
-    of its own.
+    prompts stay in order, and compute all.  A prompt that is over a limit gets a run of its own.
+
+    Args:
+        sequences: most prompts of a run.
+        most_shared: most keys of a run that prompts have from others, the sum of ``Run.shared``.
+        chained: whether a run goes on from the one before; else its first prompt computes all.
     """
     members: list[int] = []
     taken: list[Prompt] = []
     skips: list[int] = []
-    total = 0
+    computed = shared = 0
     for member, prompt, skip in _in_order(prompts, share):
-        new = len(prompt.ids) - skip
-        if members and (total + new > token_budget or len(members) == MAX_SEQUENCES):
+        if members and (
+            computed + len(prompt.ids) - skip > token_budget
+            or shared + skip > most_shared
+            or len(members) == sequences
+        ):
+            skip = skip if chained else 0
             yield Run(members, taken, skips, skip)
-            members, taken, skips, total = [], [], [], 0
+            members, taken, skips, computed, shared = [], [], [], 0, 0
         members.append(member)
         taken.append(prompt)
         skips.append(skip)
-        total += new
+        computed += len(prompt.ids) - skip
+        shared += skip
     if members:
         yield Run(members, taken, skips, 0)
 
@@ -237,38 +277,48 @@ def pack(run: Run, features: torch.Tensor | None = None) -> Batch:
         own = torch.arange(before + start, before + end, dtype=torch.int32)
         path = torch.cat((path[:skip], own))
         paths.append(path)
-    shared = any(run.shared)
     data = (
         torch.tensor(ids, dtype=torch.int32),
         torch.cat(places, dim=1).flatten(),
         torch.tensor(starts, dtype=torch.int32),
         *index,
-        *(paths if shared else ()),
     )
-    kv_lengths = [len(path) for path in paths] if shared else None
-    return Batch(torch.cat(data), lengths, kv_lengths, features)
+    if not any(run.shared):
+        return Batch(torch.cat(data), lengths, None, features)
+    kv_lengths = [len(path) for path in paths]
+    ends = torch.tensor([0, *accumulate(kv_lengths)], dtype=torch.int32)
+    return Batch(torch.cat((*data, ends, *paths)), lengths, kv_lengths, features)
 
 
-def pad(batch: Batch, tokens: int, sequences: int) -> Batch:
-    """The batch with ``tokens`` rows and ``sequences`` + 1 sequences, for a pass of fixed size.
+def pad(batch: Batch, tokens: int, sequences: int, keys: int) -> Batch:
+    """The batch with ``tokens`` rows, ``sequences`` + 1 sequences and ``keys`` keys, for a pass of
+    fixed size.
 
-    Sequences that are missing are empty; the last one, which is no prompt, takes the spare rows.
-    Of a batch with pictures, the index grows to ``tokens`` entries, the first one again and again,
-    for features that do the same: what is written twice is the same.
+    The last sequence, which is no prompt, takes the spare rows and at least as many keys.
+    Sequences that are missing have no row and one key: in `Batch.last_tokens`, where each has a
+    row, none is without a key.  Spare keys are all that of row 0.  Of a batch with pictures, the
+    index grows to ``tokens`` entries, the first one again and again, for features that do the same:
+    what is written twice is the same.
     """
     spare = tokens - batch.tokens
     index = batch.index
     if len(index):
         index = torch.cat((index, index[:1].expand(tokens - len(index))))
-    empty = sequences - len(batch.lengths)
-    ends = [batch.tokens] * empty + [tokens]
+    missing = sequences - len(batch.lengths)
+    lengths = [*batch.lengths, *[0] * missing, spare]
+    kv_lengths = [*(batch.kv_lengths or batch.lengths), *[1] * missing]
+    kv_lengths.append(keys - sum(kv_lengths))
+    assert kv_lengths[-1] >= max(spare, 1), (batch.tokens, batch.shared, tokens, keys)
+    _, rows = batch._paths()
     data = (
         F.pad(batch.ids, (0, spare)),
         F.pad(batch.positions, (0, spare)).flatten(),
-        *(batch.cu_seqlens, batch.cu_seqlens.new_tensor(ends)),
+        torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
         index,
+        torch.tensor([0, *accumulate(kv_lengths)], dtype=torch.int32),
+        F.pad(rows, (0, keys - len(rows))),
     )
-    return Batch(torch.cat(data), [*batch.lengths, *[0] * empty, spare])
+    return Batch(torch.cat(data), lengths, kv_lengths)
 
 
 def positions(length: int, spans: Sequence[Span]) -> torch.Tensor:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
@@ -88,23 +86,24 @@ class Checkpoint:
 
     def decoder_weights(
         self, shapes: Mapping[str, torch.Size], *, dtype: torch.dtype
-    ) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yields (name, tensor) of the decoder, names without the checkpoint's prefix.
+    ) -> Callable[[str], torch.Tensor]:
+        """What reads a tensor of the decoder by its name, without the checkpoint's prefix.
 
-        ``shapes`` says what is wanted.  Missing, extra and misshapen tensors raise
-        `CheckpointError` before any weight is read.  A tensor stored in ``dtype`` is handed out as
-        a view of the mapped file; any other is converted, on the host, one at a time.
+        ``shapes`` says what is wanted: missing, extra and misshapen tensors raise
+        `CheckpointError` before any weight is read.  A tensor stored in ``dtype`` is a view of the
+        mapped file, and gives its memory back when it is dropped; any other is converted, on the
+        host.
         """
         head = {"lm_head.weight"} | ({"score.weight", "score.bias"} if self.classifier else set())
         stored = {name for name in self.tensors if not name.startswith(VISION_PREFIX)} - head
-        yield from self._weights(self._prefix, stored, shapes, dtype)
+        return self._weights(self._prefix, stored, shapes, dtype)
 
     def vision_weights(
         self, shapes: Mapping[str, torch.Size], *, dtype: torch.dtype
-    ) -> Iterator[tuple[str, torch.Tensor]]:
+    ) -> Callable[[str], torch.Tensor]:
         """As `decoder_weights`, of the vision tower."""
         stored = {name for name in self.tensors if name.startswith(VISION_PREFIX)}
-        yield from self._weights(VISION_PREFIX, stored, shapes, dtype)
+        return self._weights(VISION_PREFIX, stored, shapes, dtype)
 
     def _weights(
         self,
@@ -112,7 +111,7 @@ class Checkpoint:
         stored: set[str],
         shapes: Mapping[str, torch.Size],
         dtype: torch.dtype,
-    ) -> Iterator[tuple[str, torch.Tensor]]:
+    ) -> Callable[[str], torch.Tensor]:
         wanted = {prefix + name: shape for name, shape in shapes.items()}
         problems = [f"missing {name}" for name in sorted(wanted.keys() - stored)]
         problems += [f"unexpected {name}" for name in sorted(stored - wanted.keys())]
@@ -127,10 +126,7 @@ class Checkpoint:
             raise CheckpointError(
                 f"{self.path}: the tensors do not fit config.json: {'; '.join(problems[:8])}{more}"
             )
-        for file, names in self._by_file(wanted):
-            with _open_tensors(file) as handle:
-                for name in names:
-                    yield name.removeprefix(prefix), handle.get_tensor(name).to(dtype)
+        return lambda name: self._tensor(prefix + name).to(dtype)
 
     def classifier_vector(self, yes: int, no: int) -> tuple[torch.Tensor, float]:
         """The vector w (float32 [hidden_size]) and bias with logit = norm(hidden) . w + bias.
@@ -148,8 +144,7 @@ class Checkpoint:
             weight = self._rows("score.weight", (1, size), [0])[0]
             if "score.bias" not in self.tensors:
                 return weight, 0.0
-            with _open_tensors(self.tensors["score.bias"]) as handle:
-                return weight, handle.get_tensor("score.bias").float().item()
+            return weight, self._tensor("score.bias").float().item()
         table = "lm_head.weight"
         if self.tied:
             table = self._prefix + "embed_tokens.weight"
@@ -158,11 +153,14 @@ class Checkpoint:
 
     def not_finite(self) -> list[str]:
         """Names of the stored tensors that hold a NaN or an infinity.  Reads every weight."""
-        names = []
-        for file, members in self._by_file(self.tensors):
-            with _open_tensors(file) as handle:
-                names += [n for n in members if not handle.get_tensor(n).isfinite().all()]
-        return names
+        return [name for name in sorted(self.tensors) if not self._tensor(name).isfinite().all()]
+
+    def _tensor(self, name: str) -> torch.Tensor:
+        """A view of the mapped file.  The mapping is its own: one that other views share would keep
+        what was read of this one in memory."""
+        with _open_tensors(self.tensors[name]) as handle:
+            tensor: torch.Tensor = handle.get_tensor(name)
+            return tensor
 
     def _rows(self, name: str, shape: tuple[int, int], rows: list[int]) -> torch.Tensor:
         if name not in self.tensors:
@@ -230,6 +228,10 @@ def _find(model: str | os.PathLike[str]) -> Path:
     name = os.fspath(model)
     if path.exists():
         raise CheckpointError(f"model {name!r} is a file; give the folder that holds it")
+    # takes a fifth of a second, and a folder needs none of it
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
     try:
         return Path(snapshot_download(name, local_files_only=True))
     except HFValidationError:

@@ -76,7 +76,7 @@ class Embedder(Engine):
         normalize: bool = True,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
-        token_budget: int = 8192,
+        token_budget: int | None = None,
         graph: bool | None = None,
         vision_cache: int = 1 << 30,
     ) -> None:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 import traceback
 import warnings
 from collections import deque
@@ -18,8 +19,9 @@ from typing import NoReturn
 import torch
 from tqdm import tqdm
 
-from pyrerank.attention import Attend, FusedInfer, causal_mask, choose
-from pyrerank.batch import Batch, Prefix, Run, pack, plan
+from pyrerank.ahead import ahead
+from pyrerank.attention import Attend, FusedInfer, causal_mask, choose, gathers
+from pyrerank.batch import MAX_SEQUENCES, SHARED_PER_TOKEN, Batch, Prefix, Run, pack, plan
 from pyrerank.checkpoint import Checkpoint
 from pyrerank.device import reserve, resolve, runtime, works
 from pyrerank.errors import DeviceError, EngineClosed, OutOfMemory
@@ -29,6 +31,10 @@ from pyrerank.inputs import Prompt
 from pyrerank.model import Decoder, RMSNorm
 from pyrerank.vision import VisionTower
 
+TOKEN_BUDGET = 8192
+# a larger pass is no faster there, and its largest tensors come from the system at each layer, page
+# by page
+TOKEN_BUDGET_CPU = 1024
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # From hidden states [B, hidden_size] of last tokens, before the final norm, to rows of results.
@@ -65,10 +71,11 @@ class Engine:
         graphs: the captured passes with their counters; None where passes run eagerly.
         features: the vision tower with its counter; None where the model reads text only.
         computed: tokens that went through the decoder so far.
-        share_prefixes: whether what prompts have in common at their start is computed once.
+        share_prefixes: whether what prompts have in common at their start is computed once; with
+            graphs, once a pass.
         prune_last_layer: whether the last layer computes queries and MLP for last tokens only.
-            Both change no score beyond rounding, and can be switched for comparison.  Passes in
-            graphs do neither, and on an NPU prefixes are not shared unless it is switched on.
+            Both change no score beyond rounding, and can be switched for comparison.  Each setting
+            of the latter has graphs of its own, captured when they are needed.
 
     Raises: as `Reranker`.
     """
@@ -80,24 +87,24 @@ class Engine:
         *,
         device: str | torch.device | None,
         dtype: str | torch.dtype | None,
-        token_budget: int,
+        token_budget: int | None,
         graph: bool | None,
         vision_cache: int,
     ) -> None:
-        if not isinstance(token_budget, int) or token_budget < 1:
-            raise ValueError(f"token_budget must be a positive int, got {token_budget!r}")
+        if token_budget is not None and (not isinstance(token_budget, int) or token_budget < 1):
+            raise ValueError(f"token_budget must be a positive int or None, got {token_budget!r}")
         if not isinstance(vision_cache, int) or vision_cache < 0:
             raise ValueError(f"vision_cache must be a number of bytes or 0, got {vision_cache!r}")
         self.device = resolve(device)
         if graph and self.device.type == "cpu":
             raise ValueError("graph=True needs a device with graphs: npu or cuda")
         self.dtype = _dtype(dtype, self.device)
+        if token_budget is None:
+            token_budget = TOKEN_BUDGET_CPU if self.device.type == "cpu" else TOKEN_BUDGET
         self.token_budget = token_budget
         self.checkpoint = checkpoint
         self.computed = 0
-        self.prune_last_layer = True
-        # CANN's operator wants the keys of all sequences gathered: memory that is not planned yet
-        self.share_prefixes = self.device.type != "npu"
+        self.share_prefixes = self.prune_last_layer = True
         self._lost: str | None = None
         self.graphs: Graphs | None = None
         self.features: Features | None = None
@@ -116,9 +123,7 @@ class Engine:
     def _start_graphs(self) -> None:
         attend = choose(self.device, self.dtype, captured=True)
         updated = len(self._model.decoder.layers) if isinstance(attend, FusedInfer) else 0
-        forward: Callable[[Batch], torch.Tensor] = partial(
-            self._model, attend=attend, prefix=self._model.no_prefix(), prune=False
-        )
+        forward = partial(self._model, attend=attend, prefix=self._model.no_prefix())
         try:
             self.graphs = Graphs(
                 forward,
@@ -136,7 +141,8 @@ class Engine:
 
         Of a model that reads pictures also the tower, its pass, and all of ``vision_cache``.
         Allocators round up what they take, by less than a twentieth of the sum for the published
-        models.  A prompt longer than ``token_budget`` takes more.
+        models.  A prompt longer than ``token_budget`` takes more; so do, without graphs, keys and
+        values that a pass leaves for the next.
         """
         decoder = self._model.decoder
         attend = choose(self.device, self.dtype, captured=self.graphs is not None)
@@ -154,7 +160,7 @@ class Engine:
         with self._failures(), torch.inference_mode():
             if self.graphs is not None:
                 try:
-                    self.graphs.warmup()
+                    self.graphs.warmup(prune=self.prune_last_layer)
                 except GraphError as error:
                     self._give_up_graphs(error)
 
@@ -168,17 +174,28 @@ class Engine:
         hide = None if progress is None else not progress  # tqdm's None: hidden unless a terminal
         delay = 1 if progress is None else 0
         with tqdm(total=total, unit=unit, disable=hide, delay=delay, leave=False) as bar:
-            share = self.share_prefixes and self.graphs is None
             prefix = self._model.no_prefix()
             waiting: dict[int, tuple[Prompt, torch.Tensor]] = {}
             done = 0
-            for run in plan(prompts, self.token_budget, share=share):
+            for run in ahead(self._plan(prompts)):
                 rows = self._forward(run, prefix)
                 waiting |= zip(run.members, zip(run.prompts, rows, strict=True), strict=True)
                 while done in waiting:
                     yield waiting.pop(done)
                     done += 1
                 bar.update(len(run.members))
+
+    def _plan(self, prompts: Iterable[Prompt]) -> Iterator[Run]:
+        graphs = self.graphs
+        bounded = graphs is not None or gathers(self._attend)
+        return plan(
+            prompts,
+            self.token_budget,
+            share=self.share_prefixes,
+            sequences=MAX_SEQUENCES if graphs is None else graphs.buckets[-1].sequences,
+            most_shared=SHARED_PER_TOKEN * self.token_budget if bounded else math.inf,
+            chained=graphs is None,
+        )
 
     @torch.inference_mode()
     def _forward(self, run: Run, prefix: Prefix) -> torch.Tensor:
@@ -203,7 +220,7 @@ class Engine:
         if self.graphs is None:
             return None
         try:
-            return self.graphs.run(batch)
+            return self.graphs.run(batch, prune=self.prune_last_layer)
         except GraphError as error:
             self._give_up_graphs(error)
             return None

@@ -86,7 +86,7 @@ class Features:
         if device.type != "cpu":
             # the pass in one piece; captures of graphs give back what was reserved before
             reserve(device, self._tower.activation_bytes(self._tokens * MERGE**2))
-        pixels = torch.cat([patches(visual.frames) for visual in visuals])
+        pixels = patches([visual.frames for visual in visuals], self._tower.pos_embed.weight.dtype)
         out = self._tower(pixels, [_grid(visual) for visual in visuals])
         self.encoded += len(visuals)
         # copies: a slice would hold on to all pictures of the pass

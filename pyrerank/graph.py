@@ -1,10 +1,13 @@
 """Whole-forward graphs: a pass is captured once a bucket, and replayed with other inputs.
 
-A bucket is a number of packed tokens T and a number of sequences S, with pictures or without.  A
-batch is padded to the smallest bucket that holds it: the spare rows are one more sequence, which no
-result looks at.  Inputs, features of pictures among them, are copied into static buffers; lengths,
-which attention on an NPU takes from the host, are replaced in the captured graph by
-``NPUGraph.update``.
+A bucket is a number of packed tokens T, a number of sequences S and a number of keys K, with
+pictures or without.  A batch is padded to the smallest bucket that holds it: the spare rows are one
+more sequence, which no result looks at.  Inputs, features of pictures among them, are copied into
+static buffers; lengths, which attention on an NPU takes from the host, are replaced in the captured
+graph by ``NPUGraph.update``.
+
+Sequences share prefixes within a pass: K keys are gathered whether or not they are shared, so that
+a bucket needs one graph.  Nothing is left for the next pass, whose first prompt computes all.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from typing import Any
 import torch
 
 from pyrerank.attention import FusedInfer
-from pyrerank.batch import MAX_SEQUENCES, Batch, pad
+from pyrerank.batch import MAX_SEQUENCES, SHARED_PER_TOKEN, Batch, pad
 from pyrerank.device import reserve, runtime
 from pyrerank.features import Features
 
@@ -25,8 +28,9 @@ from pyrerank.features import Features
 # Of a bucket's rows at most a fifth is padding, but for a batch of less than 128 tokens.
 SMALLEST = 128
 STEPS = 4
-# A reranker's template alone takes more tokens than this, so S = T / 32 never is too few.
-TOKENS_PER_SEQUENCE = 32
+# S = T / 16: what a prompt computes behind a shared prefix is rarely shorter.  More would cost: the
+# last layer computes a row for each.
+TOKENS_PER_SEQUENCE = 16
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,23 @@ class Bucket:
     tokens: int
     sequences: int
     vision: bool = False
+
+    def holds(self, batch: Batch) -> bool:
+        return (
+            self.tokens >= batch.tokens
+            and self.sequences >= len(batch.lengths)
+            and SHARED_PER_TOKEN * self.tokens >= batch.shared
+            and self.vision == (batch.features is not None)
+        )
+
+    def pad(self, batch: Batch) -> Batch:
+        """A batch that it holds, or one without its features, with all of its rows."""
+        return pad(batch, self.tokens, self.sequences, self.keys)
+
+    @property
+    def keys(self) -> int:
+        """As many as the prompts may have, and one for each that is missing."""
+        return (1 + SHARED_PER_TOKEN) * self.tokens + self.sequences
 
 
 class GraphError(RuntimeError):
@@ -57,10 +78,11 @@ class Graphs:
     """The captured passes of one engine.
 
     Args:
-        forward: from a batch on the device to its results, a row a sequence.
+        forward: from a batch on the device to its results, a row a sequence; ``prune``: whether
+            the last layer computes last tokens only.
         device: an NPU or a CUDA device.
         token_budget: most tokens of a pass; bounds the number of buckets.
-        updated: attention operators whose lengths are updated on the host, in a pass.
+        updated: attention operators whose lengths are updated on the host, one a layer, or 0.
         workspace: bytes that the largest pass needs; all graphs share them.
         features: of a model that reads pictures.
 
@@ -74,7 +96,7 @@ class Graphs:
 
     def __init__(
         self,
-        forward: Callable[[Batch], torch.Tensor],
+        forward: Callable[..., torch.Tensor],
         device: torch.device,
         token_budget: int,
         updated: int,
@@ -88,9 +110,10 @@ class Graphs:
         self._updated = updated
         self._workspace = workspace
         self._module = runtime(device)
-        self._graphs: dict[Bucket, tuple[Any, torch.Tensor]] = {}
+        self._graphs: dict[tuple[Bucket, bool], tuple[Any, torch.Tensor]] = {}
         largest = self.buckets[-1]
-        size = 5 * largest.tokens + largest.sequences + 2  # of which T only with pictures
+        # of which T only with pictures
+        size = 5 * largest.tokens + 2 * (largest.sequences + 2) + largest.keys
         self._features: torch.Tensor | None = None
         try:
             with self._module.device(device):
@@ -106,19 +129,14 @@ class Graphs:
 
     def bucket(self, batch: Batch) -> Bucket | None:
         """The smallest bucket that holds the batch, or None."""
-        vision = batch.features is not None
-        for bucket in self.buckets:
-            fits = bucket.tokens >= batch.tokens and bucket.sequences >= len(batch.lengths)
-            if fits and bucket.vision == vision:
-                return bucket
-        return None
+        return next((bucket for bucket in self.buckets if bucket.holds(batch)), None)
 
-    def warmup(self) -> None:
+    def warmup(self, *, prune: bool) -> None:
         """Captures every bucket, the largest first, so that the others fit in its memory."""
         for bucket in reversed(self.buckets):
-            self._captured(bucket)
+            self._captured(bucket, prune)
 
-    def run(self, batch: Batch) -> torch.Tensor | None:
+    def run(self, batch: Batch, *, prune: bool) -> torch.Tensor | None:
         """Replays the pass for a batch on the host; None if no bucket holds it.
 
         Returns:
@@ -130,8 +148,8 @@ class Graphs:
         bucket = self.bucket(batch)
         if bucket is None:
             return None
-        graph, out = self._captured(bucket)
-        padded = pad(batch, bucket.tokens, bucket.sequences)
+        graph, out = self._captured(bucket, prune)
+        padded = bucket.pad(batch)
         # what a replay that never ran would leave is no score
         out.fill_(torch.nan)
         self._inputs[: len(padded.data)].copy_(padded.data.pin_memory(), non_blocking=True)
@@ -142,8 +160,12 @@ class Graphs:
             static[:, rows:].copy_(batch.features[:, :1])  # as `pad` repeats the index
         try:
             if self._updated:
+                updates = [FusedInfer.lengths(padded.lengths, padded.kv_lengths)] * self._updated
+                if prune:
+                    last = [1] * len(padded.lengths)
+                    updates[-1] = FusedInfer.lengths(last, padded.kv_lengths)
                 # exactly once a replay, which waits for it
-                graph.update(cpu_update_input=[FusedInfer.lengths(padded.lengths)])
+                graph.update(cpu_update_input=updates)
             graph.replay()
         except RuntimeError as error:
             # an update that torch_npu did not finish blocks all that follow
@@ -151,17 +173,18 @@ class Graphs:
         self.replays += 1
         return out[: len(batch.lengths)]
 
-    def _captured(self, bucket: Bucket) -> tuple[Any, torch.Tensor]:
-        if bucket not in self._graphs:
+    def _captured(self, bucket: Bucket, prune: bool) -> tuple[Any, torch.Tensor]:
+        key = bucket, prune
+        if key not in self._graphs:
             with self._module.device(self._device):
-                self._graphs[bucket] = self._capture(bucket)
+                self._graphs[key] = self._capture(bucket, prune)
             self.captures += 1
-        return self._graphs[bucket]
+        return self._graphs[key]
 
-    def _capture(self, bucket: Bucket) -> tuple[Any, torch.Tensor]:
-        # no prompts: cu_seqlens is [0], and so is the index of a batch with pictures
-        nothing = Batch(torch.zeros(1 + bucket.vision, dtype=torch.int32), [])
-        host = pad(nothing, bucket.tokens, bucket.sequences)
+    def _capture(self, bucket: Bucket, prune: bool) -> tuple[Any, torch.Tensor]:
+        # one token: cu_seqlens is [0, 1], the index of a batch with pictures [0]
+        token = torch.tensor([0, 0, 0, 0, 0, 1] + [0] * bucket.vision, dtype=torch.int32)
+        host = bucket.pad(Batch(token, [1]))
         features = None
         if bucket.vision and self._features is not None:
             features = self._features[:, : bucket.tokens]
@@ -169,17 +192,19 @@ class Graphs:
         try:
             static.data.copy_(host.data)
             if not self._graphs:
-                self._forward(static)  # what operators set up at their first use, no graph may hold
+                # what operators set up at their first use, no graph may hold
+                reserve(self._device, self._workspace)
+                self._forward(static, prune=prune)
             self._module.synchronize()
             self._module.empty_cache()  # a graph's memory is its own: leave it what there is
-            graph, out = self._record(static)
+            graph, out = self._record(static, prune)
         except (RuntimeError, AttributeError) as error:  # the latter: an older torch_npu
             # what went wrong first says more than that the capture could not end
             cause = error.__context__ or error
             raise GraphError(f"bucket of {bucket.tokens} tokens: {cause}") from error
         return graph, out
 
-    def _record(self, static: Batch) -> tuple[Any, torch.Tensor]:
+    def _record(self, static: Batch, prune: bool) -> tuple[Any, torch.Tensor]:
         dispatch: Any = nullcontext()
         if self._device.type == "npu":
             graph = self._module.NPUGraph()
@@ -196,7 +221,7 @@ class Graphs:
             try:
                 if not self._graphs:
                     reserve(self._device, self._workspace)
-                out = self._forward(static)
+                out = self._forward(static, prune=prune)
             finally:
                 graph.capture_end()
         if self._updated and len(dispatch.graph_dispatch_records) != self._updated:

@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from pyrerank import ops
-from pyrerank.attention import DENSE_ROWS, Attend, dense
-from pyrerank.batch import Batch, Prefix
+from pyrerank.attention import DENSE_ROWS, Attend, dense, gathers
+from pyrerank.batch import SHARED_PER_TOKEN, Batch, Prefix
 from pyrerank.checkpoint import Checkpoint, DecoderConfig
-from pyrerank.layers import add_rms_norm, rms_norm, rotate, swiglu
+from pyrerank.layers import Linear, add_rms_norm, linear, norm_rotate, swiglu
 
 
 class RMSNorm(nn.Module):
@@ -28,14 +27,15 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(size))
         self.eps = eps
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return rms_norm(x, self.weight, self.eps)
-
-    def add(self, x: torch.Tensor, delta: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """x + delta, and its norm."""
-        if delta is None:
-            return x, self(x)
+    def forward(
+        self, x: torch.Tensor, delta: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """x + delta, or x, and its norm."""
         return add_rms_norm(x, delta, self.weight, self.eps)
+
+    def rotate(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """The norm of each head, rotated; may overwrite x."""
+        return norm_rotate(x, self.weight, self.eps, cos, sin)
 
 
 class Merged(nn.Module):
@@ -51,7 +51,7 @@ class Merged(nn.Module):
         self.weight = nn.Parameter(torch.empty(sum(parts.values()), size))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight)
+        return linear(x, self.weight)
 
 
 class Attention(nn.Module):
@@ -63,7 +63,7 @@ class Attention(nn.Module):
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
         self.qkv_proj = Merged(hidden, q_proj=queries, k_proj=keys, v_proj=keys)
-        self.o_proj = nn.Linear(queries, hidden, bias=False)
+        self.o_proj = Linear(queries, hidden, bias=False)
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
 
@@ -82,17 +82,17 @@ class Attention(nn.Module):
             qkv = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim))
             q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
             del qkv
-            q = rotate(self.q_norm(q), cos, sin)
+            q = self.q_norm.rotate(q, cos, sin)
         else:
             queries = self.heads * self.head_dim
             of_q, of_kv = self.qkv_proj.weight.tensor_split([queries])
-            kv = F.linear(x, of_kv).unflatten(-1, (-1, self.head_dim))
+            kv = linear(x, of_kv).unflatten(-1, (-1, self.head_dim))
             k, v = kv.chunk(2, dim=1)
             del kv
-            q = F.linear(x.index_select(0, rows), of_q).unflatten(-1, (-1, self.head_dim))
+            q = linear(x.index_select(0, rows), of_q).unflatten(-1, (-1, self.head_dim))
             cos_q, sin_q = cos.index_select(0, rows), sin.index_select(0, rows)
-            q = rotate(self.q_norm(q), cos_q, sin_q)
-        k = rotate(self.k_norm(k), cos, sin)
+            q = self.q_norm.rotate(q, cos_q, sin_q)
+        k = self.k_norm.rotate(k, cos, sin)
         k, v = prefix.extend(k, v.contiguous())
         out: torch.Tensor = self.o_proj(attend(q, k, v, batch).flatten(1))
         return out
@@ -104,7 +104,7 @@ class MLP(nn.Module):
     def __init__(self, hidden: int, intermediate: int) -> None:
         super().__init__()
         self.gate_up_proj = Merged(hidden, gate_proj=intermediate, up_proj=intermediate)
-        self.down_proj = nn.Linear(intermediate, hidden, bias=False)
+        self.down_proj = Linear(intermediate, hidden, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.down_proj(swiglu(self.gate_up_proj(x)))
@@ -136,7 +136,9 @@ class Decoder(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        # not nn.Embedding(...), which imports the compiler to fill what has no memory
+        table = torch.empty(config.vocab_size, config.hidden_size)
+        self.embed_tokens = nn.Embedding.from_pretrained(table)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.register_buffer("inv_freq", None, persistent=False)
@@ -150,39 +152,39 @@ class Decoder(nn.Module):
         config = checkpoint.config
         with torch.device("meta"):
             decoder = cls(config)
-        places = decoder._places()
-        shapes = {name: torch.Size((rows, *size)) for name, (_, _, rows, size) in places.items()}
-        weights: dict[str, torch.Tensor] = {}
-        for name, tensor in checkpoint.decoder_weights(shapes, dtype=dtype):
-            whole, start, rows, _ = places[name]
-            shape = decoder.get_parameter(whole).shape
-            if shape[0] == rows:
-                weights[whole] = tensor.to(device)
-                continue
-            if whole not in weights:
-                weights[whole] = torch.empty(shape, dtype=dtype, device=device)
-            weights[whole][start : start + rows] = tensor.to(device)
-        decoder.load_state_dict(weights, assign=True)
+        parts = decoder._parts()
+        shapes = {name: shape for stored in parts.values() for name, shape in stored.items()}
+        read = checkpoint.decoder_weights(shapes, dtype=dtype)
+
+        def weight(name: str) -> torch.Tensor:
+            if len(parts[name]) == 1:
+                return read(name).to(device)
+            whole = torch.empty(decoder.get_parameter(name).shape, dtype=dtype, device=device)
+            pieces = whole.split([shape[0] for shape in parts[name].values()])
+            for piece, part in zip(pieces, parts[name], strict=True):
+                piece.copy_(read(part))
+            return whole
+
+        decoder.load_state_dict({name: weight(name) for name in parts}, assign=True)
         exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
         decoder.inv_freq = (1.0 / config.rope_theta**exponent).to(device)
         decoder.axes = interleaved_axes(config.mrope_section).to(device)
         return decoder.requires_grad_(False)
 
-    def _places(self) -> dict[str, tuple[str, int, int, torch.Size]]:
-        """Published name -> our parameter, first row in it, rows, and the size of a row."""
-        places = {}
+    def _parts(self) -> dict[str, dict[str, torch.Size]]:
+        """Our parameter -> published name and shape of each that it is made of, from the top."""
+        parts = {}
         for name, parameter in self.named_parameters():
-            owner, _, kind = name.rpartition(".")
-            module = self.get_submodule(owner)
-            size = parameter.shape[1:]
-            if not isinstance(module, Merged):
-                places[name] = (name, 0, len(parameter), size)
-                continue
-            start = 0
-            for part, rows in module.parts.items():
-                places[f"{owner.rpartition('.')[0]}.{part}.{kind}"] = (name, start, rows, size)
-                start += rows
-        return places
+            module, _, kind = name.rpartition(".")
+            merged = self.get_submodule(module)
+            parts[name] = {name: parameter.shape}
+            if isinstance(merged, Merged):
+                owner = module.rpartition(".")[0]
+                parts[name] = {
+                    f"{owner}.{part}.{kind}": torch.Size((rows, *parameter.shape[1:]))
+                    for part, rows in merged.parts.items()
+                }
+        return parts
 
     def _layers(self) -> Iterator[Layer]:
         return iter(self.layers)  # type: ignore[arg-type]  # a ModuleList knows no types
@@ -191,13 +193,17 @@ class Decoder(nn.Module):
         """Device memory of a pass over ``tokens`` rows, besides the weights.
 
         At most, in the MLP, x, normed, gate and up, and their product are there, with cos and sin:
-        2 hidden_size + 3 intermediate_size + 2 head_dim numbers a token.  Two fifths more fill the
-        gaps between tensors of different sizes: measured for the shapes of the published models.
-        `dense` attention has its scores besides.
+        2 hidden_size + 3 intermediate_size + 2 head_dim numbers a token; or in attention, x,
+        normed, query, result, keys and values, where they are gathered once more for each sequence
+        that shares them.  Two fifths more fill the gaps between tensors of different sizes:
+        measured for the shapes of the published models.  `dense` attention has its scores besides.
         """
         config = self._config
-        numbers = 2 * config.hidden_size + 3 * config.intermediate_size + 2 * config.head_dim
-        numbers = numbers * 7 // 5
+        queries = config.num_attention_heads * config.head_dim
+        keys = config.num_key_value_heads * config.head_dim
+        copies = 2 + SHARED_PER_TOKEN if gathers(attend) else 1
+        most = max(3 * config.intermediate_size, 2 * queries + 2 * keys * copies)
+        numbers = (2 * config.hidden_size + most + 2 * config.head_dim) * 7 // 5
         if attend is dense:
             numbers += 3 * config.num_attention_heads * DENSE_ROWS
         return tokens * numbers * self.embed_tokens.weight.element_size()
@@ -232,14 +238,14 @@ class Decoder(nn.Module):
         # Names are dropped when their tensors are no longer needed, which bounds the memory.
         delta = None
         for number, layer in enumerate(self._layers()):
-            x, normed = layer.input_layernorm.add(x, delta)
+            x, normed = layer.input_layernorm(x, delta)
             del delta
             rows = None
             if prune and number == len(self.layers) - 1:
                 rows, batch = last, batch.last_tokens()
                 x = x.index_select(0, rows)
             delta = layer.self_attn(normed, cos, sin, batch, attend, prefix, rows)
-            x, normed = layer.post_attention_layernorm.add(x, delta)
+            x, normed = layer.post_attention_layernorm(x, delta)
             del delta
             delta = layer.mlp(normed)
             del normed

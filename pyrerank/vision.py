@@ -20,13 +20,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyrerank.attention import full, padded_head_dim
 from pyrerank.checkpoint import Checkpoint, DecoderConfig
 from pyrerank.errors import CheckpointError
-from pyrerank.layers import gelu, rotate
+from pyrerank.layers import Linear, gelu, linear, rotate
 
 Grid = tuple[int, int, int]
 
@@ -144,7 +143,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv3d(CHANNELS, config.hidden_size, kernel, kernel)
 
     def forward(self, patches: Tensor) -> Tensor:
-        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+        return linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
 class Attention(nn.Module):
@@ -153,15 +152,14 @@ class Attention(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.heads, self.head_dim = config.num_heads, config.head_dim
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.qkv = Linear(config.hidden_size, 3 * config.hidden_size)
+        self.proj = Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: list[int]) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (-1, self.head_dim))  # (patches, 3 heads, head_dim)
         q, k, v = qkv.split(self.heads, dim=1)
         # in float32, as the published model does it in any dtype
-        q = rotate(q.float(), cos, sin).to(x.dtype)
-        k = rotate(k.float(), cos, sin).to(x.dtype)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         v = v.contiguous()
         del qkv
         out: Tensor = self.proj(full(q, k, v, lengths).flatten(1))
@@ -173,8 +171,8 @@ class MLP(nn.Module):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.linear_fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.linear_fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.linear_fc1 = Linear(config.hidden_size, config.intermediate_size)
+        self.linear_fc2 = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.linear_fc2(gelu(self.linear_fc1(x), "tanh"))
@@ -206,8 +204,8 @@ class Merger(nn.Module):
         super().__init__()
         self.size = config.hidden_size * MERGE**2
         self.norm = nn.LayerNorm(self.size if whole else config.hidden_size, NORM_EPS)
-        self.linear_fc1 = nn.Linear(self.size, self.size)
-        self.linear_fc2 = nn.Linear(self.size, config.out_hidden_size)
+        self.linear_fc1 = Linear(self.size, self.size)
+        self.linear_fc2 = Linear(self.size, config.out_hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(x.view(-1, *self.norm.normalized_shape)).view(-1, self.size)
@@ -227,7 +225,9 @@ class VisionTower(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.patch_embed = PatchEmbed(config)
-        self.pos_embed = nn.Embedding(config.num_position_embeddings, config.hidden_size)
+        # see Decoder
+        table = torch.empty(config.num_position_embeddings, config.hidden_size)
+        self.pos_embed = nn.Embedding.from_pretrained(table)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.merger = Merger(config, whole=False)
         self.deepstack_merger_list = nn.ModuleList(
@@ -245,9 +245,8 @@ class VisionTower(nn.Module):
         with torch.device("meta"):
             tower = cls(config)
         shapes = {name: parameter.shape for name, parameter in tower.named_parameters()}
-        stored = checkpoint.vision_weights(shapes, dtype=dtype)
-        weights = {name: tensor.to(device) for name, tensor in stored}
-        tower.load_state_dict(weights, assign=True)
+        read = checkpoint.vision_weights(shapes, dtype=dtype)
+        tower.load_state_dict({name: read(name).to(device) for name in shapes}, assign=True)
         exponent = torch.arange(0, config.head_dim // 2, 2, dtype=torch.float32)
         tower.inv_freq = (1.0 / ROPE_THETA ** (exponent / (config.head_dim // 2))).to(device)
         return tower.requires_grad_(False)
@@ -278,8 +277,8 @@ class VisionTower(nn.Module):
         """Encodes images and videos in one pass.
 
         Args:
-            patches: [n, 1536], of all pictures one after the other as `patches` makes them; of any
-                floating dtype, converted to the tower's, and best on the host still.
+            patches: [n, 1536], of all pictures as `patches` makes them; of any floating dtype,
+                converted to the tower's, and best on the host still.
             grids: (t, h, w) of each image or video, n patches in all.
 
         Returns:
@@ -325,30 +324,45 @@ class VisionTower(nn.Module):
         return out
 
 
-def patches(pixels: np.ndarray) -> Tensor:
-    """Cuts an image or a video into what the tower reads, normalised with mean and deviation 1/2,
-    the ``preprocessor_config.json`` of every published model.
+def patches(pictures: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
+    """Cuts images and videos into what the tower reads, normalised with mean and deviation 1/2, the
+    ``preprocessor_config.json`` of every published model.
 
     Args:
-        pixels: uint8 [F, height, width, 3]; F is 1, an image, or even; height and width are
+        pictures: each uint8 [F, height, width, 3]; F is 1, an image, or even; height and width are
             multiples of 32.
+        dtype: to which the float32 values are rounded.
 
     Returns:
-        float32 [n, 1536], n = max(F / 2, 1) * height / 16 * width / 16 patches in the order of the
-        module's docstring; a row is [3, 2, 16, 16]: channel, frame of the pair, y, x.
+        [n, 1536], one picture after the other, max(F / 2, 1) * height / 16 * width / 16 patches of
+        each in the order of the module's docstring; a row is [3, 2, 16, 16]: channel, frame of the
+        pair, y, x.
     """
+    # a pair of frames at a time: in float32 they take more memory than all before and after
+    pairs = [pair for pixels in pictures for pair in _pairs(pixels)]
+    counts = [pair[0].size // CHANNELS // PATCH**2 for pair in pairs]
+    out = torch.empty(sum(counts), CHANNELS * PAIR * PATCH**2, dtype=dtype)
+    for rows, pair in zip(out.split(counts), pairs, strict=True):
+        _, height, width, _ = pair.shape
+        blocks = torch.from_numpy(pair.copy()).view(
+            *(PAIR, height // PATCH // MERGE, MERGE, PATCH),
+            *(width // PATCH // MERGE, MERGE, PATCH, CHANNELS),
+        )
+        cut = blocks.permute(1, 4, 2, 5, 7, 0, 3, 6).flatten(4).flatten(0, 3)
+        rows.copy_(cut.float().sub_(127.5).div_(127.5))
+    return out
+
+
+def _pairs(pixels: np.ndarray) -> Iterator[np.ndarray]:
+    """The pairs of frames of a video, [2, height, width, 3] each; of an image, the image twice."""
     frames, height, width, channels = pixels.shape
     assert pixels.dtype == np.uint8 and channels == CHANNELS, (pixels.dtype, pixels.shape)
     step = PATCH * MERGE
     assert frames == 1 or frames % PAIR == 0, pixels.shape
     assert height % step == 0 and width % step == 0 and pixels.size, pixels.shape
     if frames == 1:
-        pixels = pixels.repeat(PAIR, axis=0)
-    blocks = torch.from_numpy(pixels.copy()).view(
-        *(-1, PAIR), *(height // step, MERGE, PATCH), *(width // step, MERGE, PATCH), CHANNELS
-    )
-    rows = blocks.permute(0, 2, 5, 3, 6, 8, 1, 4, 7).flatten(5).flatten(0, 4)
-    return (rows.float() - 127.5) / 127.5
+        pixels = np.broadcast_to(pixels, (PAIR, height, width, channels))
+    yield from pixels.reshape(-1, PAIR, height, width, channels)
 
 
 def _block_order(height: int, width: int) -> Tensor:

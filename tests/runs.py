@@ -1,14 +1,28 @@
-"""Prompts as one pass that shares nothing."""
+"""Prompts as one pass, and what the tree of them has."""
 
 from collections.abc import Sequence
 
-from pyrerank.batch import Batch, Run, pack
+from pyrerank.batch import Batch, Run, pack, plan
 from pyrerank.inputs import Prompt
 
 
 def one_run(prompts: Sequence[Prompt]) -> Run:
+    """Shares nothing."""
     return Run(list(range(len(prompts))), list(prompts), [0] * len(prompts), 0)
 
 
 def packed(prompts: Sequence[Prompt]) -> Batch:
     return pack(one_run(prompts))
+
+
+def sharing(prompts: Sequence[Prompt]) -> Batch:
+    """In the order of their tokens."""
+    [run] = plan(prompts, sum(len(prompt.ids) for prompt in prompts), share=True)
+    return pack(run)
+
+
+def trie(prompts: Sequence[Prompt]) -> int:
+    """Tokens that must be computed: the nodes of the tree that the prompts form, and the last token
+    of each prompt that is there again."""
+    nodes = {tuple(p.ids[:end]) for p in prompts for end in range(1, len(p.ids) + 1)}
+    return len(nodes) + len(prompts) - len({tuple(p.ids) for p in prompts})

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import packed
+from runs import packed, sharing
 
 from pyrerank.attention import by_sequence, causal_mask, dense, full
 from pyrerank.batch import Batch, pad
@@ -35,13 +35,12 @@ def random(lengths: list[int], heads: int, kv_heads: int) -> tuple[torch.Tensor,
     return tuple(torch.randn(tokens, n, 16) for n in (heads, kv_heads, kv_heads))
 
 
-@pytest.mark.parametrize("attend", [by_sequence, dense])
 @settings(max_examples=30)
 @given(lengths=lengths, heads=heads)
-def test_every_sequence_sees_itself_and_the_past(attend, lengths, heads):
+def test_every_sequence_sees_itself_and_the_past(lengths, heads):
     q, k, v = random(lengths, *heads)
     batch = packed([Prompt([0] * length, 0) for length in lengths])
-    got = attend(q, k, v, batch)
+    got = by_sequence(q, k, v, batch)
     assert got.shape == q.shape
     torch.testing.assert_close(got.double(), reference(q, k, v, lengths), atol=2e-6, rtol=0)
 
@@ -79,20 +78,34 @@ def test_every_sequence_sees_all_of_itself(lengths, heads):
     torch.testing.assert_close(got.double(), want, atol=2e-6, rtol=0)
 
 
-@given(lengths=lengths, empty=st.integers(0, 3), spare=st.integers(0, 20))
-def test_dense_reads_ends_from_the_tensor_and_takes_empty_sequences(lengths, empty, spare):
-    batch = packed([Prompt([0] * length, 0) for length in lengths])
-    padded = pad(batch, batch.tokens + spare, len(lengths) + empty)
+@pytest.mark.parametrize("rows", [128, 7])
+@pytest.mark.parametrize("last", [False, True], ids=["all tokens", "last tokens"])
+@settings(max_examples=30)
+@given(
+    prompts=st.lists(st.lists(st.integers(1, 2), min_size=1, max_size=12), min_size=1, max_size=9),
+    missing=st.integers(0, 3),
+    spare=st.integers(0, 20),
+    heads=heads,
+)
+def test_dense_reads_all_from_the_tensor(last, rows, prompts, missing, spare, heads):
+    """Of a padded pass that shares prefixes."""
+    batch = sharing([Prompt([7, *ids], 0) for ids in prompts])
+    keys = batch.tokens + batch.shared + missing + spare + 5
+    padded = pad(batch, batch.tokens + spare, len(prompts) + missing, keys)
     # lengths of some other batch: a graph keeps those that it was captured with
-    unknown = Batch(padded.data, [0] * (len(padded.lengths) - 1) + [padded.tokens])
-    q, k, v = random([*lengths, spare], 4, 2)
-    got = dense(q, k, v, unknown)
-    want = reference(q, k, v, [*lengths, spare])
-    torch.testing.assert_close(got.double(), want, atol=2e-6, rtol=0)
-
-
-def test_dense_takes_blocks_of_rows(monkeypatch):
-    monkeypatch.setattr("pyrerank.attention.DENSE_ROWS", 7)
-    q, k, v = random([5, 11, 20], 4, 2)
-    got = dense(q, k, v, packed([Prompt([0] * n, 0) for n in (5, 11, 20)]))
-    torch.testing.assert_close(got.double(), reference(q, k, v, [5, 11, 20]), atol=2e-6, rtol=0)
+    others = len(padded.lengths) - 1
+    captured = Batch(padded.data, [0] * others + [padded.tokens], [0] * others + [keys])
+    if last:
+        padded, captured = padded.last_tokens(), captured.last_tokens()
+    q, (_, k, v) = random([padded.tokens], *heads)[0], random([batch.tokens + spare], *heads)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pyrerank.attention.DENSE_ROWS", rows)
+        got = dense(q, k, v, captured)
+    want = []
+    paths = padded.kv_rows.split(padded.kv_lengths)
+    for part, path in zip(q.split(padded.lengths), paths, strict=True):
+        # queries are the last of a sequence as long as its keys
+        whole = torch.cat((part.new_zeros(len(path) - len(part), *part.shape[1:]), part))
+        seen = reference(whole, k[path], v[path], [len(path)])
+        want.append(seen[len(path) - len(part) :])
+    torch.testing.assert_close(got.double(), torch.cat(want), atol=2e-6, rtol=0)

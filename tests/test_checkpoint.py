@@ -1,7 +1,10 @@
 """Checkpoints: where they are found, what is read, and what is said of a damaged one."""
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ from checkpoints import write_random
 from safetensors.torch import load_file, save_file
 
 from pyrerank import CheckpointError, Reranker
-from pyrerank.checkpoint import open_checkpoint
+from pyrerank.checkpoint import Checkpoint, open_checkpoint
 from pyrerank.model import Decoder
 
 
@@ -83,6 +86,51 @@ class TestLoading:
         for name, weight in decoder.named_parameters():
             mapped = any(start <= weight.data_ptr() < end for start, end in ranges)
             assert mapped != ("qkv_proj" in name or "gate_up_proj" in name), name
+
+    def test_tensors_that_are_copied_give_their_memory_back(self, tmp_path):
+        file = tmp_path / "model.safetensors"
+        names = [f"{letter}.weight" for letter in "abcdefgh"]
+        stored = {
+            f"model.{name}": torch.full((2048, 2048), 1 + n, dtype=torch.int32)
+            for n, name in enumerate(names)
+        }
+        save_file(stored, file)  # int32, 16 MiB each
+        size = stored["model.a.weight"].nbytes
+        shapes = {name.removeprefix("model."): tensor.shape for name, tensor in stored.items()}
+        checkpoint = Checkpoint(
+            *(tmp_path, "qwen3", False, True, None, {}), tensors=dict.fromkeys(stored, file)
+        )
+        read = checkpoint.decoder_weights(shapes, dtype=torch.int32)
+        kept = read("a.weight")
+        copies = [read(name).clone() for name in names]
+        assert all(torch.equal(copies[n], t) for n, t in enumerate(stored.values()))
+        assert resident(file) <= size
+        assert kept.sum() == 2048 * 2048  # and all of it is there
+        read = checkpoint.decoder_weights(shapes, dtype=torch.float32)
+        del kept
+        converted = [read(name) for name in names]
+        assert converted[7][0, 0] == 8 and resident(file) == 0
+
+    def test_a_folder_and_a_text_need_no_hub_no_compiler_and_no_video(self, original):
+        program = (
+            "import sys; from pyrerank import Reranker; "
+            f"Reranker({str(original)!r}, device='cpu').score('q', ['d']); "
+            "print([m for m in ('huggingface_hub', 'torch._dynamo', 'av', 'transformers') "
+            "if m in sys.modules])"
+        )
+        out = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+        assert out.stdout == b"[]\n"
+
+
+def resident(file: Path) -> int:
+    """Bytes of a mapped file that count as this process's memory."""
+    total, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            inside = line.endswith(str(file))
+        elif inside and line.startswith("Rss:"):
+            total += int(line.split()[1]) * 1024
+    return total
 
 
 class TestNames:

@@ -160,6 +160,15 @@ def test_in_any_batch_as_alone(checkpoint, data):
     np.testing.assert_allclose(engine.embed(texts), alone, atol=1e-6)
 
 
+def test_what_is_equal_is_computed_once(checkpoint):
+    engine = Embedder(checkpoint("qwen3"), dtype="float32")
+    once = engine.embed(TEXTS)
+    computed = engine.computed
+    again = engine.embed([*TEXTS, *({"text": text} for text in TEXTS)])
+    assert engine.computed == 2 * computed
+    np.testing.assert_array_equal(again, np.concatenate([once, once]))
+
+
 def test_module_function(checkpoint):
     model = checkpoint("qwen3")
     got = pyrerank.embed(TEXTS, model=model, dim=32, dtype="float32", instruction=TASK)

@@ -1,6 +1,7 @@
 """The engine against transformers: same prompt, same score, for every kind of checkpoint."""
 
 import shutil
+import threading
 from copy import copy
 from dataclasses import astuple
 from functools import cache
@@ -236,10 +237,68 @@ class TestSwitches:
         engine.run(pairs)
         assert engine.computed == trie(prompts) + sum(map(len, prompts))
 
+    def test_what_is_equal_is_computed_once(self, checkpoint):
+        engine = Reranker(checkpoint("qwen3 tied"), dtype="float32")
+        texts = POOL[:5]
+        forms = [form for t in texts for form in (t, {"text": t}, [{"type": "text", "text": t}])]
+        results = engine.details(QUERY, [*forms, *texts[::-1]])
+        [*prompts] = engine._encoder.stream([engine.pair("", QUERY, text) for text in texts])
+        assert engine.computed == trie([prompt.ids for prompt in prompts])
+        for n in range(len(texts)):
+            assert results[3 * n] == results[3 * n + 1] == results[3 * n + 2] == results[-1 - n]
+
+    def test_what_truncation_makes_equal_costs_a_token(self, checkpoint):
+        engine = Reranker(checkpoint("qwen3 tied"), dtype="float32")
+        documents = ["The rain in Spain. " * 2000 + end for end in ("a", "b", "c")]
+        results = engine.details(QUERY, documents)
+        assert len({result.score for result in results}) == 1
+        # the last one is computed for each prompt
+        assert engine.computed == results[0].tokens + 2
+
     def test_results_come_in_the_order_of_the_call(self, engine, monkeypatch):
         monkeypatch.setattr("pyrerank.batch.WINDOW", 5)
         want = [engine.score(QUERY, [text])[0] for text in POOL[:23]]
         assert engine.score(QUERY, POOL[:23]) == pytest.approx(want, abs=BATCH_TOLERANCE)
+
+
+class TestPreparation:
+    """Prompts are made in a thread while others are computed."""
+
+    def test_an_error_reaches_the_caller_and_the_engine_can_be_used_again(
+        self, engine, monkeypatch
+    ):
+        texts = [f"text {i}" for i in range(600)]
+        encode = engine._encoder.encode
+
+        def fail(items):
+            if items[0].document.text != "text 0":
+                raise RuntimeError("of the second lot")
+            return encode(items)
+
+        with monkeypatch.context() as patched:
+            patched.setattr("pyrerank.batch.WINDOW", 8)
+            patched.setattr(engine._encoder, "encode", fail)
+            narrow = copy(engine)
+            narrow.token_budget = 300
+            with pytest.raises(RuntimeError, match="of the second lot"):
+                narrow.score(QUERY, texts)
+            assert narrow.computed > engine.computed  # the first lot was not held back
+        assert not waiting_threads()
+        assert len(engine.score(QUERY, texts[:2])) == 2
+
+    def test_leaving_early_leaves_no_thread(self, engine):
+        pairs = [engine.pair("", QUERY, text) for text in POOL]
+        narrow = copy(engine)
+        narrow.token_budget = 1
+        passes = narrow.passes(narrow._encoder.stream(pairs), len(pairs), "pair", False)
+        next(passes)
+        assert waiting_threads()
+        passes.close()
+        assert not waiting_threads()
+
+
+def waiting_threads() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith("pyrerank")]
 
 
 class TestEngineArguments:
@@ -254,7 +313,7 @@ class TestEngineArguments:
             ),
             ({"device": "meta"}, "device must be"),
             ({"graph": True, "device": "cpu"}, "graph=True needs a device with graphs"),
-            ({"token_budget": 0}, "token_budget must be a positive int, got 0"),
+            ({"token_budget": 0}, "token_budget must be a positive int or None, got 0"),
         ],
     )
     def test_outside_the_described(self, checkpoint, arguments, message):

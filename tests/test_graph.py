@@ -1,18 +1,20 @@
 """Buckets and padding; capture and replay themselves need a device: tests/npu."""
 
+from dataclasses import replace
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from runs import packed
 
-from pyrerank.batch import pad
-from pyrerank.graph import SMALLEST, buckets
+from pyrerank.batch import SHARED_PER_TOKEN, Batch, pack, plan
+from pyrerank.graph import SMALLEST, Bucket, buckets
 from pyrerank.inputs import Prompt
 
 prompts = st.lists(
-    st.lists(st.integers(1, 1000), min_size=1, max_size=50).map(lambda ids: Prompt(ids, 0)),
+    st.lists(st.integers(1, 2), min_size=1, max_size=50).map(lambda ids: Prompt([7] * 40 + ids, 0)),
     min_size=1,
-    max_size=9,
+    max_size=30,
 )
 
 
@@ -28,19 +30,34 @@ def test_at_most_a_fifth_of_a_bucket_is_padding(budget, data):
 def test_the_default_budget_has_few_buckets():
     found = buckets(8192)
     assert len(found) == 25
-    assert (found[-1].tokens, found[-1].sequences) == (8192, 256)
+    assert (found[-1].tokens, found[-1].sequences) == (8192, 512)
 
 
-@given(prompts=prompts, spare=st.integers(0, 30), empty=st.integers(0, 5))
-def test_padding_adds_rows_and_sequences_behind_the_prompts(prompts, spare, empty):
-    batch = packed(prompts)
-    padded = pad(batch, batch.tokens + spare, len(prompts) + empty)
-    assert padded.tokens == batch.tokens + spare == sum(padded.lengths)
-    assert len(padded.lengths) == len(prompts) + empty + 1
-    assert padded.lengths[: len(prompts)] == batch.lengths
-    assert torch.equal(padded.ids[: batch.tokens], batch.ids)
-    assert torch.equal(padded.positions[:, : batch.tokens], batch.positions)
-    ends = torch.tensor([0, *padded.lengths]).cumsum(0)
-    assert padded.cu_seqlens.tolist() == ends.tolist()
-    # the last token of a sequence that is not there is some row all the same
-    assert ((padded.cu_seqlens[1:] - 1) >= 0).all()
+@given(prompts=prompts, budget=st.integers(1, 400), share=st.booleans())
+def test_a_bucket_holds_every_run_that_is_planned_for_it(prompts, budget, share):
+    found = buckets(budget)
+    limits = {"sequences": found[-1].sequences, "most_shared": SHARED_PER_TOKEN * budget}
+    for run in plan(prompts, budget, share=share, chained=False, **limits):
+        batch = pack(run)
+        if batch.tokens > budget:
+            assert len(run.prompts) == 1
+            continue
+        bucket = next(bucket for bucket in found if bucket.holds(batch))
+        padded = bucket.pad(batch)
+        assert padded.tokens == bucket.tokens and len(padded.kv_rows) == bucket.keys
+        assert len(padded.lengths) == bucket.sequences + 1
+        for other in found:
+            if other.tokens < bucket.tokens:
+                assert not other.holds(batch)
+
+
+def test_what_a_bucket_does_not_hold():
+    bucket = Bucket(4, 2)
+    word, other = Prompt([1], 0), Prompt([2], 0)
+    assert bucket.holds(packed([Prompt([1, 2, 3], 0), word]))
+    assert not bucket.holds(packed([Prompt([1, 2, 3, 4], 0), word]))
+    assert not bucket.holds(packed([word, word, other]))
+    one, two = Batch(torch.zeros(9), [1, 1], [1, 13]), Batch(torch.zeros(9), [1, 1], [1, 14])
+    assert (bucket.holds(one), bucket.holds(two)) == (True, False)  # 12 and 13 are shared
+    assert not bucket.holds(replace(packed([word]), features=torch.zeros(1, 1, 1)))
+    assert not replace(bucket, vision=True).holds(packed([word]))

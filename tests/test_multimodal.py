@@ -454,3 +454,10 @@ class TestCounting:
         scores = engine.score({"image": data_uri(CAT)}, documents)
         assert engine.features.encoded == 1
         assert len(set(scores)) == len(forms)
+        alone = engine.computed
+        engine.score("Which?", [{"image": CAT}])
+        alone = engine.computed - alone
+        before = engine.computed
+        scores = engine.score("Which?", [{"image": form} for form in forms])
+        assert engine.computed - before == alone
+        assert len(set(scores)) == 1

@@ -159,7 +159,8 @@ class TestPatches:
         want = processor(pixels, return_tensors="pt", input_data_format="channels_last")
         assert want.image_grid_thw.tolist() == [[1, height // 16, width // 16]]
         # it scales and shifts in two roundings, of numbers up to 1
-        torch.testing.assert_close(patches(pixels[None]), want.pixel_values, atol=3e-7, rtol=0)
+        got = patches([pixels[None]], torch.float32)
+        torch.testing.assert_close(got, want.pixel_values, atol=3e-7, rtol=0)
 
     @pytest.mark.parametrize("frames", [2, 6])
     def test_a_video_equals_the_published_processor(self, frames):
@@ -168,14 +169,24 @@ class TestPatches:
         video = (torch.tensor(pixels).permute(0, 3, 1, 2).float() - 127.5) / 127.5
         want, *grid = Qwen3VLVideoProcessor.patchify(None, video[None], 16, 2, 2)
         assert grid == [frames // 2, 4, 6]
-        assert torch.equal(patches(pixels), want[0])
+        assert torch.equal(patches([pixels], torch.float32), want[0])
+
+    def test_several_of_several_sizes_in_another_dtype(self):
+        shapes = [(1, 64, 96, 3), (4, 32, 64, 3), (1, 32, 32, 3)]
+        random = np.random.default_rng(0)
+        pictures = [random.integers(0, 256, shape, np.uint8) for shape in shapes]
+        each = [patches([pixels], torch.float32) for pixels in pictures]
+        assert [len(rows) for rows in each] == [24, 16, 4]
+        got = patches(pictures, torch.bfloat16)
+        assert torch.equal(got, torch.cat(each).bfloat16())
 
     @pytest.mark.parametrize("frames", [1, 2])
     def test_a_view_that_is_read_only_and_not_contiguous(self, frames):
         pixels = np.random.default_rng(0).integers(0, 256, (frames, 70, 64, 3), np.uint8)
         view = pixels[:, 66:2:-1]
         view.flags.writeable = False
-        assert torch.equal(patches(view), patches(view.copy()))
+        got = patches([view], torch.float32)
+        assert torch.equal(got, patches([view.copy()], torch.float32))
 
     @pytest.mark.parametrize(
         "shape, dtype",
@@ -191,7 +202,7 @@ class TestPatches:
     )
     def test_refuses_what_media_never_makes(self, shape, dtype):
         with pytest.raises(AssertionError):
-            patches(np.zeros(shape, dtype))
+            patches([np.zeros(shape, dtype)], torch.float32)
 
 
 # A part of a prompt: how many ordinary tokens precede it, whether it is a video, and its grid. Two

@@ -190,6 +190,8 @@ void Inference::Check() const
     TORCH_CHECK(query.size(0) <= 1 << 20, "TND takes at most 1048576 tokens, got ", query.size(0));
     TORCH_CHECK(query_lengths->back() == query.size(0), "query lengths end at ",
                 query_lengths->back(), ", the tensor at ", query.size(0));
+    TORCH_CHECK(key_lengths->back() == key.size(0), "key lengths end at ", key_lengths->back(),
+                ", the tensor at ", key.size(0));
 }
 
 void Inference::Run()

@@ -11,12 +11,14 @@ import torch
 from checkpoints import write_random
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import packed
+from runs import trie
 
 from pyrerank import DeviceError, Embedder, Reranker
 from pyrerank.attention import last_rows
+from pyrerank.batch import pack
 from pyrerank.device import runtime
 from pyrerank.graph import buckets
+from pyrerank.inputs import Prompt
 
 # |score - float32 on the CPU|: the bounds that the CPU engine has against transformers
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
@@ -132,20 +134,120 @@ class TestOneSetOfGraphs:
         assert result.score == pytest.approx(on_cpu("qwen3", [document])[0], abs=TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("kind", ["qwen3", "heads of 128"])
-def test_what_is_left_out_changes_no_score(device, checkpoint, on_cpu, kind, dtype):
-    options = {"dtype": dtype, "token_budget": 300, "graph": False}
+def test_what_is_left_out_changes_no_score(device, checkpoint, on_cpu, kind, dtype, graph):
+    options = {"dtype": dtype, "token_budget": 300, "graph": graph}
     engine = Reranker(checkpoint(kind), device=device, **options)
+    assert engine.share_prefixes and engine.prune_last_layer
     want = pytest.approx(on_cpu(kind, POOL), abs=TOLERANCE[dtype])
-    computed = []
+    computed, captures = [], []
     for share in (False, True):
         for prune in (False, True):
             engine.share_prefixes, engine.prune_last_layer = share, prune
             before = engine.computed
             assert engine.score(QUERY, POOL) == want
             computed.append(engine.computed - before)
-    assert computed[0] == computed[1] > 2 * computed[2] == 2 * computed[3]
+            captures.append(engine.graphs.captures if graph else 0)
+    assert computed[0] == computed[1] > 1.5 * computed[2] == 1.5 * computed[3]
+    if graph:
+        assert 0 < captures[0] < captures[1]  # of each kind a graph
+
+
+WORDS = list(range(1000, 1060))
+# in common with the first: nothing, one token, all but one, all, as far as it goes
+PREFIXES = [WORDS, [7, *WORDS], [1000, 7, 8], [*WORDS[:-1], 9], WORDS, [*WORDS, 7, 8], WORDS[:30]]
+
+
+def rows(engine: Reranker, ids: list[list[int]]) -> torch.Tensor:
+    """Results of prompts of just these tokens."""
+    prompts = [Prompt(list(prompt), 0) for prompt in ids]
+    return torch.stack([row for _, row in engine.passes(prompts, len(ids), "", False)])
+
+
+@pytest.fixture(scope="session")
+def alone(checkpoint):
+    """By the CPU in float32, one prompt at a time."""
+    engine = Reranker(checkpoint("qwen3"), device="cpu", dtype="float32")
+    return lambda ids: torch.cat([rows(engine, [prompt]) for prompt in ids])
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_prefixes_of_any_length(device, checkpoint, alone, dtype, graph):
+    want = alone(PREFIXES)
+    assert (want[:, 0].max() - want[:, 0].min()) > 0.1
+    for budget in (1024, 70):
+        engine = Reranker(
+            checkpoint("qwen3"), device=device, dtype=dtype, token_budget=budget, graph=graph
+        )
+        for prune in (True, False):
+            engine.prune_last_layer = prune
+            got = rows(engine, PREFIXES)
+            assert (got - want)[:, 0].abs().max() <= TOLERANCE[dtype]
+        if budget == 1024:
+            assert engine.computed == 2 * trie([Prompt(ids, 0) for ids in PREFIXES])
+        if graph:
+            assert (engine.graphs.replays == 2) == (budget == 1024)
+
+
+def words(length: int, first: int) -> list[int]:
+    return list(range(first, first + length))
+
+
+# of the smallest bucket: 128 rows, 8 sequences, 3 x 128 shared keys
+FILLED = {
+    "all rows": [words(128, 100)],
+    "all rows in two": [words(100, 100), words(28, 2000)],
+    "all but one row": [words(100, 100), words(27, 2000)],
+    "one row": [[100]],
+    "all sequences": [words(9 + n, 100 * (n + 1)) for n in range(8)],
+    "all sequences and rows": [words(16, 100 * (n + 1)) for n in range(8)],
+    "all but one sequence": [words(9 + n, 100 * (n + 1)) for n in range(7)],
+    # the first computes all; each other has 64 tokens in common with it
+    "all keys": [words(64, 5000) + words(1 + n, 100 * (n + 1)) for n in range(7)],
+    "all keys and rows": [words(64, 5000) + words(n + 4, 100 * (n + 1)) for n in range(6)]
+    + [words(64, 5000) + words(25, 900)],
+    "one key more": [words(65, 5000) + words(1 + n, 100 * (n + 1)) for n in range(7)],
+}
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_buckets_that_are_filled(device, checkpoint, alone, dtype):
+    engine = Reranker(checkpoint("qwen3"), device=device, dtype=dtype, token_budget=128, graph=True)
+    for name, ids in FILLED.items():
+        for prune in (True, False):
+            engine.prune_last_layer = prune
+            replays = engine.graphs.replays
+            got = rows(engine, ids)
+            assert (got - alone(ids))[:, 0].abs().max() <= TOLERANCE[dtype], name
+            assert engine.graphs.replays - replays == (2 if name == "one key more" else 1), name
+    assert engine.graphs.captures == 2
+
+
+def test_lengths_of_the_last_layer_are_its_own(sim, checkpoint, monkeypatch):
+    engine = Reranker(checkpoint("qwen3"), device="npu", dtype="bfloat16", token_budget=128)
+    updates = []
+    update = torch.npu.NPUGraph.update
+    monkeypatch.setattr(
+        torch.npu.NPUGraph,
+        "update",
+        lambda self, cpu_update_input: (
+            updates.append(cpu_update_input),
+            update(self, cpu_update_input=cpu_update_input),
+        ),
+    )
+    ids = [words(10, 100), [*words(10, 100), 7, 8], [5, 6]]
+    queries = [2, 12, 14, 14, 14, 14, 14, 14, 128]  # in their order: 5, 6; 100, ...; and 7, 8
+    keys = [2, 12, 24, 25, 26, 27, 28, 29, 520]
+    for prune in (False, True):
+        engine.prune_last_layer = prune
+        rows(engine, ids)
+    layers = len(engine._model.decoder.layers)
+    own = {"actual_seq_qlen": queries, "actual_seq_kvlen": keys}
+    last = {"actual_seq_qlen": list(range(1, 10)), "actual_seq_kvlen": keys}
+    assert updates == [[own] * layers, [own] * (layers - 1) + [last]]
 
 
 @pytest.mark.parametrize("keys", [2048, 2049])
@@ -198,16 +300,19 @@ def test_the_host_waits_once_a_batch(sim, tmp_path, graph, layers):
     after = sim.stats()
     change = {name: after[name] - before[name] for name in after}
     prompts = engine._encoder.encode([engine.pair("", QUERY, d) for d in DOCUMENTS])
+    [run] = engine._plan(prompts)
+    batch = pack(run)
     assert change["syncs"] == 2  # torch_npu's blocking copy: the stream, then the copy itself
     assert change["d2h"] == 8 * len(DOCUMENTS)
     assert change["replays"] == graph
     assert change["updates"] == graph * layers
     assert change["mallocs"] == 0
     if graph:
-        bucket = engine.graphs.bucket(packed(prompts))
-        assert change["h2d"] == 4 * (4 * bucket.tokens + bucket.sequences + 2)
+        bucket = engine.graphs.bucket(batch)
+        ends = 2 * (bucket.sequences + 2)  # of tokens and of keys
+        assert change["h2d"] == 4 * (4 * bucket.tokens + ends + bucket.keys)
     else:
-        assert change["h2d"] == 4 * len(packed(prompts).data)
+        assert change["h2d"] == 4 * len(batch.data)
 
 
 @pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])

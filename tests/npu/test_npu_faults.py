@@ -15,6 +15,7 @@ from runs import packed
 
 from pyrerank import DeviceError, EngineClosed, NonFiniteScore, OutOfMemory, Reranker
 from pyrerank.attention import FusedInfer
+from pyrerank.batch import pack
 from pyrerank.device import resolve
 from pyrerank.inputs import Prompt
 
@@ -84,12 +85,12 @@ class TestMemory:
 def refuse_while_capturing(forward, fault, repair):
     """The forward pass, with a fault injected once it is being captured."""
 
-    def run(batch):
+    def run(batch, *, prune):
         if not torch.npu.is_current_stream_capturing():
-            return forward(batch)
+            return forward(batch, prune=prune)
         fault()
         try:
-            return forward(batch)
+            return forward(batch, prune=prune)
         finally:
             repair()
 
@@ -108,7 +109,7 @@ class TestCapture:
     )
     def test_that_fails_cleanly_leaves_an_eager_engine(self, sim, model, want, what, after, code):
         engine = Reranker(model, device="npu", dtype="bfloat16")
-        engine.graphs._forward(batch_of(engine))  # set up what the first pass sets up
+        engine.graphs._forward(batch_of(engine), prune=True)  # set up what the first pass sets up
         forward = engine.graphs._forward
         if not what.startswith("launch"):
             sim.inject(what)
@@ -208,7 +209,8 @@ class TestOperators:
 
 def batch_of(engine: Reranker):
     prompts = engine._encoder.encode([engine.pair("", QUERY, d) for d in DOCUMENTS])
-    return packed(prompts).to(engine.device)
+    [run] = engine._plan(prompts)
+    return pack(run).to(engine.device)
 
 
 SCORE = """

@@ -16,6 +16,7 @@ pytest.importorskip("torch_npu")
 from pyrerank import Embedder, Media, OutOfMemory, Reranker
 from pyrerank.checkpoint import open_checkpoint
 from pyrerank.graph import buckets
+from pyrerank.media import Reader
 from pyrerank.vision import VisionConfig, VisionTower
 
 FEATURES = {torch.float32: 1e-5, torch.bfloat16: 5e-2}
@@ -196,10 +197,48 @@ def test_words_and_pictures_take_turns_in_graphs(checkpoint, on_cpu, dtype):
         assert ours.graphs.captures == number
     assert ours.graphs.replays == len(captures)
     # of another bucket, whose rows of features held other pictures before
-    batch = [{"image": noise(30, 128, 128)}, *first, "words"]
+    batch = [{"image": [noise(seed, 160, 160) for seed in range(30, 34)]}, *first, "words"]
     want = on_cpu("heads of 16", QUERY, batch)
     assert ours.score(QUERY, batch, media=MEDIA) == pytest.approx(want, abs=SCORES[dtype])
     assert (ours.graphs.captures, ours.graphs.replays) == (3, len(captures) + 1)
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
+@pytest.mark.parametrize("dtype", SCORES)
+def test_prefixes_reach_through_pictures(checkpoint, on_cpu, dtype, graph):
+    ours = engine(checkpoint(), dtype, graph, token_budget=1024)
+    pictures = [noise(seed) for seed in range(3)]
+    documents = [
+        {"image": pictures[:2]},
+        {"image": pictures[:1], "text": "the first"},
+        {"image": [pictures[0], pictures[2]]},
+        {"image": pictures[:2], "text": "both"},
+        "words alone",
+        {"image": pictures[:1], "text": "the first?"},
+    ]
+    computed = []
+    for query in (QUERY, {"image": noise(3), "text": "like this"}):
+        want = on_cpu("heads of 16", query, documents)
+        for prune in (False, True):
+            ours.prune_last_layer = prune
+            before = ours.computed
+            got = ours.score(query, documents, media=MEDIA)
+            assert got == pytest.approx(want, abs=SCORES[dtype])
+            computed.append(ours.computed - before)
+        pairs = [ours.pair("", query, document, reader=Reader(MEDIA)) for document in documents]
+        prompts = ours._encoder.encode(pairs)
+        # each token with its picture: the pixels tell pictures of one size apart
+        nodes = set()
+        for prompt in prompts:
+            names = list(prompt.ids)
+            for visual, (start, height, width) in zip(prompt.visuals, prompt.spans, strict=True):
+                pixels = visual.frames.tobytes()
+                names[start : start + height * width] = [pixels] * (height * width)
+            nodes |= {tuple(names[:end]) for end in range(1, len(names) + 1)}
+        assert computed[-2:] == [len(nodes)] * 2
+        assert len(nodes) < sum(len(prompt.ids) for prompt in prompts) / 2
+    if graph:
+        assert ours.graphs.replays == len(computed)
 
 
 def test_warmup_captures_both_kinds_of_every_bucket(checkpoint, on_cpu):

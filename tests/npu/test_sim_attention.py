@@ -128,7 +128,9 @@ REFUSED = {
     "head size": ("head sizes 128, 192 or", {"width": 80}),
     "groups of width 64": ("head sizes 128, 192 or", {"width": 64}),
     "no lengths": ("needs both lengths", {"actual_seq_qlen": None, "actual_seq_kvlen": None}),
-    "rows left out": ("end at 7, the tensor at 8", {"actual_seq_qlen": [3, 7]}),
+    "rows left out": ("query lengths end at 7, the tensor at 8", {"actual_seq_qlen": [3, 7]}),
+    "keys left out": ("key lengths end at 7, the tensor at 8", {"actual_seq_kvlen": [3, 7]}),
+    "keys that are not there": ("key lengths end at 9, the", {"actual_seq_kvlen": [3, 9]}),
     "unequal counts": ("2 query lengths, 1 key lengths", {"actual_seq_kvlen": [8]}),
     "too many sequences": (
         "at most 4096",
@@ -174,10 +176,10 @@ def test_inputs_must_be_contiguous() -> None:
         infer((wide[..., :WIDTH], k, v), **ENDS)
 
 
-def test_lengths_that_pass_the_keys_fail_when_the_operator_runs() -> None:
+def test_lengths_that_fall_fail_when_the_operator_runs() -> None:
     qkv = inputs(torch.float16, 8, 8)
     with pytest.raises(RuntimeError, match=r"507015(.|\n)*must not fall and not pass 8"):
-        infer(qkv, actual_seq_qlen=[3, 8], actual_seq_kvlen=[3, 9])
+        infer(qkv, actual_seq_qlen=[3, 8], actual_seq_kvlen=[9, 8])
 
 
 def test_the_mask_must_be_the_triangle() -> None:

@@ -71,7 +71,11 @@ def test_the_engine_copies_nothing_from_the_host_inside_its_graphs(sim, tmp_path
     [(graph, _)] = engine.graphs._graphs.values()
     torch.npu.synchronize()
     before = sim.stats()["h2d"]
-    graph.update(cpu_update_input=[FusedInfer.lengths([0] * 4 + [128])])
+    bucket = engine.graphs.buckets[0]
+    zeros = [0] * bucket.sequences
+    lengths = FusedInfer.lengths([*zeros, bucket.tokens], [*zeros, bucket.keys])
+    last = FusedInfer.lengths([*zeros, bucket.sequences + 1], [*zeros, bucket.keys])
+    graph.update(cpu_update_input=[lengths, lengths, last])
     graph.replay()
     torch.npu.synchronize()
     assert sim.stats()["h2d"] == before
