@@ -71,6 +71,9 @@ def write(folder: Path, name: str, *, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     qwen_vocab.write(folder)
     (folder / "config.json").write_text(json.dumps(_config(shape), indent=2))
+    if shape.vision is not None:
+        for file, settings in _preprocessors().items():
+            (folder / file).write_text(json.dumps(settings, indent=2))
     parts = [_outer(shape), *(_layer(shape, number) for number in range(shape.layers))]
     if shape.vision is not None:
         parts = [{_of_vl(name): dims for name, dims in part.items()} for part in parts]
@@ -145,6 +148,10 @@ def _config(shape: Shape) -> dict[str, Any]:
         "model_type": "qwen3_vl",
         "torch_dtype": "bfloat16",
         "tie_word_embeddings": shape.tied,
+        "image_token_id": 151655,
+        "video_token_id": 151656,
+        "vision_start_token_id": 151652,
+        "vision_end_token_id": 151653,
         "text_config": text | {"model_type": "qwen3_vl_text", "rope_scaling": rope},
         "vision_config": _vision_config(shape.vision, shape.hidden),
     }
@@ -163,6 +170,30 @@ def _vision_config(tower: Tower, hidden: int) -> dict[str, Any]:
         "patch_size": 16,
         "temporal_patch_size": 2,
         "spatial_merge_size": 2,
+    }
+
+
+def _preprocessors() -> dict[str, Any]:
+    """Files that other engines read; their limits are those of the published models' files."""
+    common = {
+        "patch_size": 16,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+        "processor_class": "Qwen3VLProcessor",
+    }
+    image = {
+        "image_processor_type": "Qwen2VLImageProcessorFast",
+        "size": {"longest_edge": 16777216, "shortest_edge": 65536},
+    }
+    video = {
+        "video_processor_type": "Qwen3VLVideoProcessor",
+        "size": {"longest_edge": 25165824, "shortest_edge": 4096},
+    }
+    return {
+        "preprocessor_config.json": common | image,
+        "video_preprocessor_config.json": common | video,
     }
 
 

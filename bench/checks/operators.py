@@ -179,7 +179,9 @@ LENGTHS = {
 def batch_of(lengths: Sequence[int], kv_lengths: Sequence[int] = ()) -> Batch:
     tokens = sum(lengths)
     ends = list(accumulate(lengths, initial=0))
-    numbers = [0] * 4 * tokens + ends + list(range(sum(kv_lengths)))
+    numbers = [0] * 4 * tokens + ends
+    if kv_lengths:
+        numbers += [*accumulate(kv_lengths, initial=0), *range(sum(kv_lengths))]
     return Batch(torch.tensor(numbers, dtype=torch.int32), list(lengths), list(kv_lengths) or None)
 
 
@@ -258,16 +260,16 @@ def attention_neighbours(bench: Bench) -> Figure:
 def attention_of_parts(bench: Bench) -> Figure:
     """The last tokens of each sequence, whose first ones another pass computed."""
     attend = choose(bench.device, torch.bfloat16, captured=False)
-    own, whole = [5, 1, 40, 130], [30, 77, 40, 2500]
+    # one has no query of its own: what is missing in a graph's pass
+    own, whole = [5, 1, 0, 40, 130], [30, 77, 9, 40, 2500]
     inputs = attention_inputs(sum(whole), 4, 2, 128)
-    rows = torch.cat(
-        [part[-n:] for part, n in zip(torch.arange(sum(whole)).split(whole), own, strict=True)]
-    )
+    parts = torch.arange(sum(whole)).split(whole)
+    rows = torch.cat([part[len(part) - n :] for part, n in zip(parts, own, strict=True)])
     q, k, v = moved(inputs, bench.device)
     got = attend(q[rows], k, v, batch_of(own, whole).to(bench.device))
     comparison = Comparison()
     tolerance = attention_tolerance(*inputs, whole)[rows]
-    comparison.add("parts of 4 sequences", got, attention_want(*inputs, whole)[rows], tolerance)
+    comparison.add("parts of 5 sequences", got, attention_want(*inputs, whole)[rows], tolerance)
     return comparison.figure()
 
 
@@ -296,6 +298,34 @@ def replays(lengths: Sequence[Sequence[int]], comparison: Comparison, inputs: In
         yield list(chosen)
         want = attention_want(*inputs, chosen)
         comparison.add(str(chosen), out, want, attention_tolerance(*inputs, chosen))
+
+
+def last_call_of_its_own(bench: Bench) -> Figure:
+    """In a graph with two calls: all tokens behind a prefix, then the last of each sequence, with
+    lengths of their own; against the same calls outside a graph."""
+    if bench.device.type != "npu":
+        raise Skip("graphs of an NPU")
+    attend = FusedInfer(bench.device)
+    q, k, v = moved(attention_inputs(200, 4, 2, 128), bench.device)
+
+    def both(own: list[int], keys: list[int]) -> list[Batch]:
+        return [batch_of(queries, keys).to(bench.device) for queries in (own, [1] * 4)]
+
+    def calls(batches: list[Batch]) -> list[Tensor]:
+        return [attend(q[: batch.tokens], k, v, batch) for batch in batches]
+
+    captured = both([0, 0, 0, 80], [1, 1, 1, 197])  # the graph reads its tensors
+    graph, outs = record(bench, partial(calls, captured), update=True)
+    comparison = Comparison()
+    for own, keys in (([30, 0, 49, 1], [60, 1, 89, 50]), ([80, 0, 0, 0], [90, 1, 1, 108])):
+        for out in outs:
+            out.fill_(torch.nan)
+        graph.update(cpu_update_input=[FusedInfer.lengths(n, keys) for n in (own, [1] * 4)])
+        graph.replay()
+        for name, out, want in zip(("all", "last"), outs, calls(both(own, keys)), strict=True):
+            tolerance = 4 * UNIT[torch.bfloat16] * want.float().abs().cpu() + 1e-3
+            comparison.add(f"{name} of {own}, {keys}", out, want, tolerance)
+    return comparison.figure()
 
 
 NEW_LENGTHS = [[50, 50, 50, 50], [1, 198, 1, 0], [0, 0, 200, 0], [70, 0, 60, 70], [0, 0, 0, 200]]
@@ -394,6 +424,7 @@ CHECKS: dict[str, Check] = {
     "attention, parts of sequences": attention_of_parts,
     "graph, lengths updated before the replay": update_then_replay,
     "graph, lengths updated after the replay": replay_then_update,
+    "graph, other lengths in the last call": last_call_of_its_own,
     "graph, a replay allocates nothing": replay_allocates_nothing,
     "graph, two in one memory pool": graphs_share_memory,
 }
