@@ -61,8 +61,6 @@ def measure(engine: Reranker, documents: int, tokens: int, rounds: int) -> dict[
     """Milliseconds of one call, eager and (where the engine has graphs) replayed."""
     query, texts_ = texts(engine, documents, tokens)
     graphs = engine.graphs
-    # the same work in both: graphs do without these
-    engine.share_prefixes = engine.prune_last_layer = False
     modes = {"eager": None} | ({} if graphs is None else {"replay": graphs})
     times: dict[str, list[float]] = {mode: [] for mode in modes}
     logits: dict[str, list[float]] = {}

@@ -43,7 +43,7 @@ class Batch:
         kv_lengths: keys of each sequence, B numbers on the host; the last of them are its own.
             None: its own are all; then ``data`` ends with index.
         features: what stands in place of vision tokens, [1 + levels, V, hidden_size] on the device
-            and in the dtype of the decoder; None where V is 0.
+            and in the dtype of the decoder; None where V is 0, and before they are made.
     """
 
     data: torch.Tensor
@@ -256,11 +256,8 @@ def _by_visual(prompt: Prompt) -> Iterator[tuple[Visual, list[Span]]]:
         yield visual, list(islice(spans, visual.runs))
 
 
-def pack(run: Run, features: torch.Tensor | None = None) -> Batch:
-    """Packs a run of B >= 1 prompts, on the host.
-
-    ``features``: of ``run.visuals``, in their order; on the device already.
-    """
+def pack(run: Run) -> Batch:
+    """Packs a run of B >= 1 prompts, on the host, but for the features of ``run.visuals``."""
     lengths = [len(p.ids) - skip for p, skip in zip(run.prompts, run.shared, strict=True)]
     starts = list(accumulate(lengths, initial=0))
     before = run.shared[0]
@@ -284,10 +281,10 @@ def pack(run: Run, features: torch.Tensor | None = None) -> Batch:
         *index,
     )
     if not any(run.shared):
-        return Batch(torch.cat(data), lengths, None, features)
+        return Batch(torch.cat(data), lengths)
     kv_lengths = [len(path) for path in paths]
     ends = torch.tensor([0, *accumulate(kv_lengths)], dtype=torch.int32)
-    return Batch(torch.cat((*data, ends, *paths)), lengths, kv_lengths, features)
+    return Batch(torch.cat((*data, ends, *paths)), lengths, kv_lengths)
 
 
 def pad(batch: Batch, tokens: int, sequences: int, keys: int) -> Batch:

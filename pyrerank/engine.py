@@ -12,7 +12,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NoReturn
 
@@ -177,8 +177,8 @@ class Engine:
             prefix = self._model.no_prefix()
             waiting: dict[int, tuple[Prompt, torch.Tensor]] = {}
             done = 0
-            for run in ahead(self._plan(prompts)):
-                rows = self._forward(run, prefix)
+            for run, batch in ahead((run, pack(run)) for run in self._plan(prompts)):
+                rows = self._forward(run, batch, prefix)
                 waiting |= zip(run.members, zip(run.prompts, rows, strict=True), strict=True)
                 while done in waiting:
                     yield waiting.pop(done)
@@ -198,11 +198,10 @@ class Engine:
         )
 
     @torch.inference_mode()
-    def _forward(self, run: Run, prefix: Prefix) -> torch.Tensor:
+    def _forward(self, run: Run, batch: Batch, prefix: Prefix) -> torch.Tensor:
         with self._failures():
-            visuals = run.visuals
-            rows = self.features.rows(visuals) if self.features is not None and visuals else None
-            batch = pack(run, rows)
+            if self.features is not None and (visuals := run.visuals):
+                batch = replace(batch, features=self.features.rows(visuals))
             self.computed += batch.tokens
             out = self._replay(batch)
             if out is None:

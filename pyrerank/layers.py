@@ -85,6 +85,8 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     else:
         a, b = x.chunk(2, dim=-1)
         turned = x * cos + torch.cat((-b, a), -1) * sin
+        del a, b
+    del x  # before another copy is made
     return turned.to(dtype)
 
 

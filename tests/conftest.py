@@ -6,6 +6,8 @@ from pathlib import Path
 
 # a torch_npu that is there is imported by what needs it, not by torch
 os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+if "PYTEST_XDIST_WORKER" in os.environ:  # threads of more than one process get in each other's way
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

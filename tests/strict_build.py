@@ -3,30 +3,28 @@ nothing of this machine's processor beyond what all of its kind have."""
 
 import functools
 import importlib.util
-import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 from types import ModuleType
 
 import pybind11
+from cmake_build import build
 
 ROOT = Path(__file__).parents[1]
-BUILD = ROOT / "build" / "tests"
 
 
 @functools.cache
 def build_tests() -> Path:
     """Builds the strict module and the simulator's tests; seconds when nothing changed."""
-    configure = ["cmake", "-G", "Ninja", "-S", ROOT, "-B", BUILD, "-DPYRERANK_TESTS=ON"]
-    configure += ["-DPYRERANK_PORTABLE=ON"]
-    configure += [f"-DPYRERANK_PYBIND11={pybind11.get_include()}"]
-    configure += [f"-DPython_EXECUTABLE={sys.executable}"]
-    for command in (configure, ["cmake", "--build", BUILD, "-j", "2"]):
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode != 0:
-            raise RuntimeError(f"building the tests failed:\n{done.stdout[-6000:]}{done.stderr}")
-    return BUILD
+    return build(
+        ROOT,
+        ROOT / "build" / "tests",
+        "-DPYRERANK_TESTS=ON",
+        "-DPYRERANK_PORTABLE=ON",
+        f"-DPYRERANK_PYBIND11={pybind11.get_include()}",
+        f"-DPython_EXECUTABLE={sys.executable}",
+    )
 
 
 @functools.cache

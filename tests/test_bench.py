@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -47,8 +48,9 @@ class Graphs:
     """Counts passes and leaves them to the eager path."""
 
     captures = replays = 0
+    buckets = (SimpleNamespace(sequences=100),)
 
-    def run(self, batch):
+    def run(self, batch, *, prune):
         self.replays += 1
 
 
@@ -91,7 +93,7 @@ def test_rounds_take_turns_and_leave_the_graphs_on(engine):
 
 def test_a_case_that_is_not_replayed_is_pointed_out(engine):
     engine.graphs = Graphs()
-    engine.graphs.run = lambda batch: None
+    engine.graphs.run = lambda batch, prune: None
     assert "nothing was replayed" in replay.table([replay.measure(engine, 1, 5, rounds=2)])
 
 
@@ -259,7 +261,7 @@ def test_an_engine_without_its_graphs_is_noticed(engine, tmp_path, monkeypatch):
     with pytest.raises(checks.Wrong, match="gave up its graphs"):
         checks.engine.against_cpu(bench, "tiny", "float32", graph=True)
     engine.graphs = Graphs()
-    engine.graphs.run = lambda batch: None
+    engine.graphs.run = lambda batch, prune: None
     with pytest.raises(checks.Wrong, match="0 passes replayed"):
         checks.engine.against_cpu(bench, "tiny", "float32", graph=True)
 

@@ -121,6 +121,17 @@ def test_gelu(dtype, rows, width, size):
     assert_rounded(layers.gelu(x, "tanh"), F.gelu(x.double(), approximate="tanh"), 1e-6)
 
 
+@settings(max_examples=25)
+@given(rows=st.integers(0, 80), width=SIZES, bias=st.booleans())
+def test_a_row_is_multiplied_alone_as_among_others(dtype, rows, width, bias):
+    x, weight = torch.randn(200, width).to(dtype), torch.randn(96, width).to(dtype)
+    add = torch.randn(96).to(dtype) if bias else None
+    whole = layers.linear(x, weight, add)
+    want = x.double() @ weight.double().T + (0 if add is None else add.double())
+    assert_rounded(whole, want, slack=2e-5 * width**0.5)
+    assert torch.equal(layers.linear(x[:rows], weight, add), whole[:rows])
+
+
 def reference(
     q: Tensor, k: Tensor, v: Tensor, lengths: list[int], kv_rows: list[Tensor], causal: bool
 ) -> Tensor:

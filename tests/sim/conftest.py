@@ -1,11 +1,11 @@
 """Builds the two test libraries of the simulator and wraps them for the tests of this folder."""
 
 import ctypes
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cmake_build import build
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNTERS = [
@@ -68,17 +68,8 @@ class Simulator:
 
 @pytest.fixture(scope="session")
 def libraries() -> dict[str, Simulator]:
-    build = ROOT / "build" / "tests-sim"
-    for command in (
-        ["cmake", "-S", str(ROOT / "tests" / "sim"), "-B", str(build)],
-        ["cmake", "--build", str(build), "-j", "2"],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode != 0:
-            pytest.fail(
-                f"{' '.join(command)}:\n{done.stdout[-4000:]}{done.stderr[-4000:]}", pytrace=False
-            )
-    return {name: Simulator(build / f"sim_tests_{name}.so") for name in ("strict", "fast")}
+    folder = build(ROOT / "tests" / "sim", ROOT / "build" / "tests-sim")
+    return {name: Simulator(folder / f"sim_tests_{name}.so") for name in ("strict", "fast")}
 
 
 @pytest.fixture(scope="session")
