@@ -233,7 +233,9 @@ WRONG = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("group", "name", "where", "what", "wrong"), WRONG, ids=lambda v: str(v))
+@pytest.mark.parametrize(
+    ("group", "name", "where", "what", "wrong"), WRONG, ids=[entry[1] for entry in WRONG]
+)
 def test_a_wrong_operator_is_noticed(group, name, where, what, wrong, tmp_path, monkeypatch):
     assert "cases" in run(group, name, tmp_path)
     monkeypatch.setattr(*([where, wrong] if what is None else [where, what, wrong]))
