@@ -6,6 +6,7 @@ or sharded.  Knows nothing of prompts or of how the tensors are used.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -82,17 +83,17 @@ class Checkpoint:
     def preprocessor(self) -> dict[str, Any]:
         """What ``preprocessor_config.json`` says; nothing where there is none."""
         file = self.path / "preprocessor_config.json"
-        return _read_json(file) if file.is_file() else {}
+        return read_json(file) if file.is_file() else {}
 
     def decoder_weights(
         self, shapes: Mapping[str, torch.Size], *, dtype: torch.dtype
-    ) -> Callable[[str], torch.Tensor]:
-        """What reads a tensor of the decoder by its name, without the checkpoint's prefix.
+    ) -> Callable[..., torch.Tensor]:
+        """What reads a tensor of the decoder by its name, without the checkpoint's prefix; or
+        several by their names, joined along the first dimension.
 
         ``shapes`` says what is wanted: missing, extra and misshapen tensors raise
-        `CheckpointError` before any weight is read.  A tensor stored in ``dtype`` is a view of the
-        mapped file, and gives its memory back when it is dropped; any other is converted, on the
-        host.
+        `CheckpointError` before any weight is read.  One tensor that is stored in ``dtype`` is a
+        view of the mapped file; any other, and what is joined, a copy on the host.
         """
         head = {"lm_head.weight"} | ({"score.weight", "score.bias"} if self.classifier else set())
         stored = {name for name in self.tensors if not name.startswith(VISION_PREFIX)} - head
@@ -100,7 +101,7 @@ class Checkpoint:
 
     def vision_weights(
         self, shapes: Mapping[str, torch.Size], *, dtype: torch.dtype
-    ) -> Callable[[str], torch.Tensor]:
+    ) -> Callable[..., torch.Tensor]:
         """As `decoder_weights`, of the vision tower."""
         stored = {name for name in self.tensors if name.startswith(VISION_PREFIX)}
         return self._weights(VISION_PREFIX, stored, shapes, dtype)
@@ -111,12 +112,12 @@ class Checkpoint:
         stored: set[str],
         shapes: Mapping[str, torch.Size],
         dtype: torch.dtype,
-    ) -> Callable[[str], torch.Tensor]:
+    ) -> Callable[..., torch.Tensor]:
         wanted = {prefix + name: shape for name, shape in shapes.items()}
         problems = [f"missing {name}" for name in sorted(wanted.keys() - stored)]
         problems += [f"unexpected {name}" for name in sorted(stored - wanted.keys())]
         for file, names in self._by_file(wanted.keys() & stored):
-            with _open_tensors(file) as handle:
+            with open_tensors(file) as handle:
                 for name in names:
                     shape = tuple(handle.get_slice(name).get_shape())
                     if shape != tuple(wanted[name]):
@@ -126,7 +127,18 @@ class Checkpoint:
             raise CheckpointError(
                 f"{self.path}: the tensors do not fit config.json: {'; '.join(problems[:8])}{more}"
             )
-        return lambda name: self._tensor(prefix + name).to(dtype)
+        mapped = functools.cache(open_tensors)  # once for all views
+
+        def read(*names: str) -> torch.Tensor:
+            if len(names) == 1:
+                name = prefix + names[0]
+                view: torch.Tensor = mapped(self.tensors[name]).get_tensor(name)
+                if view.dtype == dtype:
+                    return view
+            parts = [self.tensor(prefix + name).to(dtype) for name in names]
+            return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+        return read
 
     def classifier_vector(self, yes: int, no: int) -> tuple[torch.Tensor, float]:
         """The vector w (float32 [hidden_size]) and bias with logit = norm(hidden) . w + bias.
@@ -144,7 +156,7 @@ class Checkpoint:
             weight = self._rows("score.weight", (1, size), [0])[0]
             if "score.bias" not in self.tensors:
                 return weight, 0.0
-            return weight, self._tensor("score.bias").float().item()
+            return weight, self.tensor("score.bias").float().item()
         table = "lm_head.weight"
         if self.tied:
             table = self._prefix + "embed_tokens.weight"
@@ -153,19 +165,19 @@ class Checkpoint:
 
     def not_finite(self) -> list[str]:
         """Names of the stored tensors that hold a NaN or an infinity.  Reads every weight."""
-        return [name for name in sorted(self.tensors) if not self._tensor(name).isfinite().all()]
+        return [name for name in sorted(self.tensors) if not self.tensor(name).isfinite().all()]
 
-    def _tensor(self, name: str) -> torch.Tensor:
-        """A view of the mapped file.  The mapping is its own: one that other views share would keep
-        what was read of this one in memory."""
-        with _open_tensors(self.tensors[name]) as handle:
+    def tensor(self, name: str) -> torch.Tensor:
+        """A stored tensor, as a view of the mapped file.  The mapping is its own: one that other
+        views share would keep what was read of this one in memory."""
+        with open_tensors(self.tensors[name]) as handle:
             tensor: torch.Tensor = handle.get_tensor(name)
             return tensor
 
     def _rows(self, name: str, shape: tuple[int, int], rows: list[int]) -> torch.Tensor:
         if name not in self.tensors:
             raise CheckpointError(f"{self.path}: missing {name}, which config.json asks for")
-        with _open_tensors(self.tensors[name]) as handle:
+        with open_tensors(self.tensors[name]) as handle:
             view = handle.get_slice(name)
             if tuple(view.get_shape()) != shape:
                 raise CheckpointError(
@@ -180,20 +192,22 @@ class Checkpoint:
         yield from files.items()
 
 
-def open_checkpoint(model: str | os.PathLike[str]) -> Checkpoint:
+def open_checkpoint(model: str | os.PathLike[str] | Checkpoint) -> Checkpoint:
     """Opens a folder, or a hub name whose files are already on this machine.
 
     Args:
         model: a folder with ``config.json``, ``tokenizer.json`` and ``*.safetensors``; or a name
             such as ``Qwen/Qwen3-Reranker-0.6B``, looked up in the caches of huggingface_hub and
-            ModelScope.  Nothing is ever downloaded.
+            ModelScope.  Nothing is ever downloaded.  An opened checkpoint is returned as it is.
 
     Raises:
         CheckpointError: nothing found (the message says how to get the files), or the folder holds
             no weights, a damaged file, or a model of another family.
     """
+    if isinstance(model, Checkpoint):
+        return model
     path = _find(model)
-    config = _read_json(path / "config.json")
+    config = read_json(path / "config.json")
     names = config.get("architectures") or []
     known = [name for name in names if name in ARCHITECTURES]
     if not known:
@@ -226,6 +240,8 @@ def _find(model: str | os.PathLike[str]) -> Path:
     if path.is_dir():
         return path
     name = os.fspath(model)
+    if name == "demo":
+        return Path(__file__).parent / "demo/model"
     if path.exists():
         raise CheckpointError(f"model {name!r} is a file; give the folder that holds it")
     # takes a fifth of a second, and a folder needs none of it
@@ -255,7 +271,8 @@ def _find(model: str | os.PathLike[str]) -> Path:
     )
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """The object that ``file`` holds; `CheckpointError` where it holds none."""
     try:
         value = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
@@ -304,7 +321,7 @@ def _decoder_config(path: Path, family: str, text: Mapping[str, Any]) -> Decoder
 def _tensor_files(path: Path) -> dict[str, Path]:
     index = path / "model.safetensors.index.json"
     if index.is_file():
-        weight_map = _read_json(index).get("weight_map", {})
+        weight_map = read_json(index).get("weight_map", {})
         absent = sorted({file for file in weight_map.values() if not (path / file).is_file()})
         if absent:
             raise CheckpointError(f"{path}: {index.name} names absent files: {', '.join(absent)}")
@@ -314,7 +331,7 @@ def _tensor_files(path: Path) -> dict[str, Path]:
         files = [whole] if whole.is_file() else sorted(path.glob("model*.safetensors"))
     tensors: dict[str, Path] = {}
     for file in files:
-        with _open_tensors(file) as handle:
+        with open_tensors(file) as handle:
             tensors.update(dict.fromkeys(handle.keys(), file))
     if not tensors:
         raise CheckpointError(
@@ -324,7 +341,8 @@ def _tensor_files(path: Path) -> dict[str, Path]:
     return tensors
 
 
-def _open_tensors(file: Path) -> Any:
+def open_tensors(file: Path) -> Any:
+    """The safetensors file ``file``, open for reading; a context manager."""
     try:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:

@@ -15,7 +15,7 @@ from pyrerank import ops
 from pyrerank.checkpoint import Checkpoint, model_key, open_checkpoint
 from pyrerank.engine import Engine
 from pyrerank.errors import CheckpointError, NonFiniteScore
-from pyrerank.inputs import EmbeddingEncoder, Input, check_list
+from pyrerank.inputs import EmbeddingEncoder, Input, check_list, unique
 from pyrerank.media import Reader
 from pyrerank.model import RMSNorm
 from pyrerank.pictures import Media
@@ -142,10 +142,10 @@ class Embedder(Engine):
 
     def run(self, inputs: Sequence[Input], *, progress: bool | None = None) -> list[Embedding]:
         """Embeds validated inputs, in order, however many there are; equal ones are run once."""
-        unique = list(dict.fromkeys(inputs))
+        each = unique(inputs)
         results: dict[Input, Embedding] = {}
-        passes = self.passes(self._encoder.stream(unique), len(unique), "input", progress)
-        for item, (prompt, row) in zip(unique, passes, strict=True):
+        passes = self.passes(self._encoder.stream(each), len(each), "input", progress)
+        for item, (prompt, row) in zip(each, passes, strict=True):
             vector = row.float().numpy()
             if not np.isfinite(vector).all():
                 raise NonFiniteScore(self._not_finite(f"inputs[{inputs.index(item)}]"))

@@ -6,7 +6,7 @@ User text is encoded by the bare byte-level BPE model, which has no control toke
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
@@ -162,6 +162,17 @@ def single_token(tokenizer: Tokenizer, token: str) -> int:
 
 
 Item = TypeVar("Item", Pair, Input)
+
+
+def unique(items: Iterable[Item]) -> list[Item]:
+    """Each item once; those that begin alike lie together, so that few are looked at to find what
+    they share."""
+
+    def words(item: Item) -> object:
+        contents = (([v.digest for v in c.visuals], c.text or "") for c in item.contents)
+        return item.instruction or "", list(contents)
+
+    return sorted(dict.fromkeys(items), key=words)
 
 
 class Encoder(Generic[Item]):

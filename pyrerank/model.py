@@ -155,17 +155,8 @@ class Decoder(nn.Module):
         parts = decoder._parts()
         shapes = {name: shape for stored in parts.values() for name, shape in stored.items()}
         read = checkpoint.decoder_weights(shapes, dtype=dtype)
-
-        def weight(name: str) -> torch.Tensor:
-            if len(parts[name]) == 1:
-                return read(name).to(device)
-            whole = torch.empty(decoder.get_parameter(name).shape, dtype=dtype, device=device)
-            pieces = whole.split([shape[0] for shape in parts[name].values()])
-            for piece, part in zip(pieces, parts[name], strict=True):
-                piece.copy_(read(part))
-            return whole
-
-        decoder.load_state_dict({name: weight(name) for name in parts}, assign=True)
+        weights = {name: read(*stored).to(device) for name, stored in parts.items()}
+        decoder.load_state_dict(weights, assign=True)
         exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
         decoder.inv_freq = (1.0 / config.rope_theta**exponent).to(device)
         decoder.axes = interleaved_axes(config.mrope_section).to(device)

@@ -15,7 +15,7 @@ from pyrerank import ops
 from pyrerank.checkpoint import Checkpoint, model_key, open_checkpoint
 from pyrerank.engine import Engine
 from pyrerank.errors import CheckpointError, NonFiniteScore
-from pyrerank.inputs import Explanation, Pair, PromptEncoder, pair_up
+from pyrerank.inputs import Explanation, Pair, PromptEncoder, pair_up, unique
 from pyrerank.media import Reader, is_parts
 from pyrerank.model import RMSNorm
 from pyrerank.pictures import Media
@@ -228,10 +228,10 @@ class Reranker(Engine):
 
     def run(self, pairs: Sequence[Pair], *, progress: bool | None = None) -> list[Score]:
         """Scores validated pairs, in order, however many there are; equal pairs are run once."""
-        unique = list(dict.fromkeys(pairs))
+        each = unique(pairs)
         results: dict[Pair, Score] = {}
-        passes = self.passes(self._encoder.stream(unique), len(unique), "pair", progress)
-        for pair, (prompt, row) in zip(unique, passes, strict=True):
+        passes = self.passes(self._encoder.stream(each), len(each), "pair", progress)
+        for pair, (prompt, row) in zip(each, passes, strict=True):
             score, logit = row.tolist()
             if not math.isfinite(logit):
                 raise NonFiniteScore(self._not_finite(f"pair {pairs.index(pair)}"))

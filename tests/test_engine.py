@@ -237,6 +237,17 @@ class TestSwitches:
         engine.run(pairs)
         assert engine.computed == trie(prompts) + sum(map(len, prompts))
 
+    def test_however_far_apart_they_are_in_the_call(self, checkpoint, monkeypatch):
+        monkeypatch.setattr("pyrerank.batch.WINDOW", 10)
+        engine = Reranker(checkpoint("qwen3 tied"), dtype="float32")
+        pairs = [
+            engine.pair("", f"{query} is the question", text)
+            for text in POOL[:5]
+            for query in ("Who", "What", "When", "Where", "Why", "How")
+        ]
+        engine.run(pairs)
+        assert engine.computed == trie([prompt.ids for prompt in engine._encoder.stream(pairs)])
+
     def test_what_is_equal_is_computed_once(self, checkpoint):
         engine = Reranker(checkpoint("qwen3 tied"), dtype="float32")
         texts = POOL[:5]
@@ -341,5 +352,5 @@ def test_nan_weights_are_named(checkpoint, tmp_path):
     tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     engine = Reranker(tmp_path, dtype="float32")
-    with pytest.raises(NonFiniteScore, match=r"pair 0 .*model\.layers\.1\.mlp\.up_proj\.weight"):
+    with pytest.raises(NonFiniteScore, match=r"pair \d .*model\.layers\.1\.mlp\.up_proj\.weight"):
         engine.score(QUERY, DOCUMENTS)
