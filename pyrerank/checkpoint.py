@@ -240,8 +240,6 @@ def _find(model: str | os.PathLike[str]) -> Path:
     if path.is_dir():
         return path
     name = os.fspath(model)
-    if name == "demo":
-        return Path(__file__).parent / "demo/model"
     if path.exists():
         raise CheckpointError(f"model {name!r} is a file; give the folder that holds it")
     # takes a fifth of a second, and a folder needs none of it

@@ -168,9 +168,9 @@ def unique(items: Iterable[Item]) -> list[Item]:
     """Each item once; those that begin alike lie together, so that few are looked at to find what
     they share."""
 
-    def words(item: Item) -> object:
-        contents = (([v.digest for v in c.visuals], c.text or "") for c in item.contents)
-        return item.instruction or "", list(contents)
+    def words(item: Item) -> tuple[str, list[tuple[list[bytes], str]]]:
+        contents = [([v.digest for v in c.visuals], c.text or "") for c in item.contents]
+        return item.instruction or "", contents
 
     return sorted(dict.fromkeys(items), key=words)
 
