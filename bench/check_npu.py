@@ -52,8 +52,8 @@ def work(arguments: argparse.Namespace) -> None:
         out.flush()
 
     import checks
-    import machine
 
+    from pyrerank import machine
     from pyrerank.device import resolve, runtime
 
     ready = arguments.worker != "environment"  # whose own checks are to find out

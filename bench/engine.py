@@ -21,7 +21,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import machine
 import random_checkpoint
 import torch
 from engines import GRAPHS, OURS, PEERS, SWITCHES, Engine, interpreters, ours, package_version
@@ -29,6 +28,7 @@ from report import markdown, plot
 from work import Peak, Work, encode, work
 from workloads import WORKLOADS, Job, Source, first
 
+from pyrerank import machine
 from pyrerank.checkpoint import Checkpoint, open_checkpoint
 from pyrerank.device import resolve
 from pyrerank.engine import cpu_multiplies_bfloat16

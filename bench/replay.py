@@ -18,12 +18,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import machine
 import random_checkpoint
 import torch
 from tokenizers import Tokenizer
 
-from pyrerank import Reranker
+from pyrerank import Reranker, machine
 
 XQUAD = Path(__file__).resolve().parents[1] / "tests/data/xquad/en"
 WARM_UP = 3  # rounds that are not counted

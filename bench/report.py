@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import machine
 from workloads import WORKLOADS
+
+from pyrerank import machine
 
 MIB = 1 << 20
 

@@ -1,4 +1,4 @@
-"""The command line: ``pyrerank score | rank | explain | embed | info``."""
+"""The command line: ``pyrerank score | rank | explain | embed | convert | bench | info``."""
 
 from __future__ import annotations
 
@@ -44,6 +44,12 @@ with "id" and "instruction"; its other fields are ignored.  An --output that end
 float32 array with a row for each line that is not blank, NaN for a line in error; any other is JSON
 lines.
 """
+CONVERSION = """\
+example:
+  pyrerank convert Qwen/Qwen3-Reranker-0.6B reranker-classifier
+
+DST is checked before it appears: it scores sample pairs as SRC does.
+"""
 PICTURES = """
 An image or a video is a path, relative to the working directory, a data: URI, or with --fetch an
 http(s) URL.
@@ -61,7 +67,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return int(args.command(args))
     except KeyboardInterrupt:
-        print("pyrerank: interrupted; --resume goes on with an --output file", file=sys.stderr)
+        hint = "; --resume goes on with an --output file" if "resume" in args else ""
+        print(f"pyrerank: interrupted{hint}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # the reader has gone (`| head`); stdout goes nowhere, so that the last flush is silent
@@ -144,6 +151,19 @@ def _parser() -> argparse.ArgumentParser:
         "--no-normalize", action="store_true", help="do not bring vectors to length 1"
     )
 
+    conversion = argparse.ArgumentParser(add_help=False)
+    conversion.add_argument("source", metavar="SRC", help="checkpoint folder, or a cached hub name")
+    conversion.add_argument("target", metavar="DST", help="a new folder")
+    conversion.add_argument(
+        "--merge-lora", metavar="ADAPTER", help="folder of an adapter that PEFT saved, to merge"
+    )
+
+    benchmark = argparse.ArgumentParser(add_help=False)
+    benchmark.add_argument("subject", choices=["kernels"])
+    benchmark.add_argument(
+        "options", nargs=argparse.REMAINDER, help="see `pyrerank bench kernels --help`"
+    )
+
     def command(name: str, text: str, parents: list[argparse.ArgumentParser], more: str) -> None:
         sub = commands.add_parser(
             name,
@@ -160,8 +180,16 @@ def _parser() -> argparse.ArgumentParser:
     command("rank", "sort documents by relevance", [common, pairs, work, top], scoring)
     command("explain", "print the exact prompts and their token ids", [common, pairs], scoring)
     command("embed", "make vectors", [common, work, vectors], EMBEDDING + PICTURES)
+    command("convert", "make a reranker a one-label classifier", [conversion], CONVERSION)
+    command("bench", "time the kernels against the same in plain torch", [benchmark], "")
     command("info", "print versions, devices, kernels, and what an NPU would need", [], "")
     return parser
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from pyrerank.bench_kernels import main
+
+    return main(args.options)
 
 
 def _info(args: argparse.Namespace) -> int:
@@ -235,6 +263,19 @@ def _embed(args: argparse.Namespace) -> int:
         return EmbedTask(engine, media, args.instruction)
 
     return _run_lines(args, load)
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from pyrerank.convert import BOUND, convert
+
+    done = convert(args.source, args.target, merge_lora=args.merge_lora)
+    files = "1 file" if done.files == 1 else f"{done.files} files"
+    print(f"{args.target}: {done.architecture}, weights in {files}")
+    print(
+        f"logits of {done.pairs} pairs, before and after: at most {done.difference:.1e} apart "
+        f"({BOUND:.0e} is allowed)"
+    )
+    return 0
 
 
 def _source(args: argparse.Namespace, *names: str) -> str:

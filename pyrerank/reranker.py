@@ -67,7 +67,8 @@ class Reranker(Engine):
 
     Args:
         model: folder or hub name of a Qwen3-Reranker, a Qwen3-VL-Reranker, or a one-label
-            sequence-classification checkpoint made from one; see `open_checkpoint`.
+            sequence-classification checkpoint made from one; see `open_checkpoint`, whose result
+            will do as well.
         device: ``"cpu"``, ``"npu"``, ``"npu:1"``, ``"cuda"`` or ``"cuda:1"``; None takes an NPU
             where there is one, else a CUDA device, else the CPU.  One engine a device.
         dtype: ``"float32"`` or ``"bfloat16"`` for weights and activations; None takes bfloat16,
@@ -95,7 +96,7 @@ class Reranker(Engine):
 
     def __init__(
         self,
-        model: str | os.PathLike[str],
+        model: str | os.PathLike[str] | Checkpoint,
         *,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,

@@ -12,14 +12,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pyrerank import Reranker, attention, layers, ops
+from pyrerank import Reranker, attention, layers, machine, ops
 
 BENCH = Path(__file__).parents[1] / "bench"
 sys.path.append(str(BENCH))
 
 import check_npu  # noqa: E402
 import checks  # noqa: E402
-import machine  # noqa: E402
 import random_checkpoint  # noqa: E402
 import replay  # noqa: E402
 

@@ -11,11 +11,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import machine
 import torch
 
 from checks import Bench, Check, Figure, Skip, Wrong
-from pyrerank import device
+from pyrerank import device, machine
 from pyrerank.info import cann_version, package_version
 
 BUILD = ("target", "soc", "cann", "flow", "compiler", "flags")  # of build_info

@@ -8,14 +8,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import machine
 import torch
 from torch import Tensor
 
 from checks import Bench, Check, record
 from checks.engine import open_engine
 from checks.kernels import EPS, hidden_states, weights
-from pyrerank import ops
+from pyrerank import machine, ops
 
 WARM_UP = 3  # measurements that are not counted
 CALLS = 20  # of one measurement

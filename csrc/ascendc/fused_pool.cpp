@@ -8,8 +8,9 @@
 // [hidden] in hidden's dtype or float32, out [B, dim] in hidden's dtype.
 // One core: a contiguous slice of the B sequences, one whole sequence after the other. Tokens
 // come in tiles of up to eight and are added to the pooled row one by one: the order of the sum
-// is that of the sequence. norm_weight multiplies the pooled row once, not every token. Nothing
-// waits for the scalar unit: a row's factor is spread over a repeat by Brcb.
+// is that of the sequence. norm_weight, of which only [:dim] is read, multiplies the pooled row
+// once, not every token. Nothing waits for the scalar unit: a row's factor is spread over a repeat
+// by Brcb.
 // UB: a tile holds at most 8192 elements. At hidden = 8192 with 16 bits: two tiles in flight 32
 // KiB, tile in float 32, pooled row 32, norm_weight 32, result 16, sums and factors 7: 151 KiB of
 // 183.75. With float32 the tile needs no second form and the pooled row is the result: 64 + 32 +
@@ -55,7 +56,7 @@ public:
         pipe->InitBuffer(squares_buffer_, static_cast<uint32_t>(tiling.tokens_per_tile *
                                                                 rows::kChunk * sizeof(float)));
         if (tiling.has_norm)
-            pipe->InitBuffer(gain_buffer_, static_cast<uint32_t>(tiling.hidden * sizeof(float)));
+            pipe->InitBuffer(gain_buffer_, static_cast<uint32_t>(tiling.dim * sizeof(float)));
         pipe->InitBuffer(small_buffer_,
                          static_cast<uint32_t>(kSmallBlocks * rows::kBlock * sizeof(float)));
         squares_ = squares_buffer_.template Get<float>();
@@ -80,7 +81,7 @@ public:
             LocalTensor<float> staging = gain_;  // float weights need none
             if constexpr (!kIsFloat) staging = float_tile_.template Get<float>();
             rows::LoadWeight<T>(gain_, norm_weight, tiling_.norm_is_float != 0, staging,
-                                tiling_.hidden);
+                                tiling_.dim);
         }
         PipeBarrier<PIPE_V>();
 

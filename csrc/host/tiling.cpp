@@ -132,8 +132,9 @@ FusedPoolTiling TileFusedPool(const Rows& hidden, const Split& split, const Pool
     CheckRows(hidden);
     CheckRange("dim", options.dim, 1, hidden.width);
     // Without a norm nothing beyond dim is needed; whole 32-byte blocks keep a tile free of filler.
+    const int64_t block = 32 / SizeOf(hidden.dtype);
     const int64_t width =
-        options.has_norm ? hidden.width : (options.dim + kWidthStep - 1) / kWidthStep * kWidthStep;
+        options.has_norm ? hidden.width : (options.dim + block - 1) / block * block;
     FusedPoolTiling tiling{};
     tiling.row_stride = static_cast<uint64_t>(hidden.row_stride);
     tiling.tokens = static_cast<uint32_t>(hidden.tokens);

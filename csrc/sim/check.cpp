@@ -138,7 +138,7 @@ Access Resolve(const char* api, const Lanes& lanes, const Operand& op)
         return a;
     }
     uint32_t chunk = op.block_stride == 1 ? lanes.per_repeat : kBlockBytes / op.element;
-    ForEachRun(lanes, chunk, [&](uint32_t repeat, uint32_t lane, uint32_t n) {
+    ForEachRun(lanes, 0, chunk, [&](uint32_t repeat, uint32_t lane, uint32_t n) {
         add(LaneOffset(op.element, op.block_stride, op.repeat_stride, repeat, lane),
             n * op.element);
     });

@@ -26,6 +26,13 @@ struct Lanes {
             std::min<uint64_t>(per_repeat, total - uint64_t{repeat} * per_repeat));
     }
 
+    // How many repeats, the first ones, have all their lanes.
+    uint32_t WholeRepeats() const
+    {
+        if (counted) return static_cast<uint32_t>(total / per_repeat);
+        return prefix == per_repeat ? repeats : 0;
+    }
+
     bool Has(uint32_t lane) const
     {
         return ((lane < 64 ? low >> lane : high >> (lane - 64)) & 1) != 0;
@@ -38,12 +45,12 @@ namespace sim {
 
 using check::Lanes;
 
-// Calls f(repeat, first lane, lanes) for every run of selected lanes; no run crosses a multiple of
-// `chunk`.
+// Calls f(repeat, first lane, lanes) for every run of selected lanes from repeat `begin` on; no run
+// crosses a multiple of `chunk`.
 template <class F>
-void ForEachRun(const Lanes& lanes, uint32_t chunk, F f)
+void ForEachRun(const Lanes& lanes, uint32_t begin, uint32_t chunk, F f)
 {
-    for (uint32_t repeat = 0; repeat < lanes.repeats; ++repeat) {
+    for (uint32_t repeat = begin; repeat < lanes.repeats; ++repeat) {
         uint32_t prefix = lanes.Prefix(repeat);
         for (uint32_t start = 0; start < prefix; start += chunk)
             f(repeat, start, std::min(chunk, prefix - start));
@@ -241,17 +248,19 @@ void Elementwise(const char* api, const Lanes& lanes, Kernel kernel, const Vecto
         return;
     }
     bool dense = dst.block_stride == 1 && ((src.block_stride == 1) && ...);
-    constexpr uint32_t kBlockLanes = kBlockBytes / std::max({sizeof(D), sizeof(S)...});
-    ForEachRun(
-        lanes, dense ? lanes.per_repeat : kBlockLanes,
-        [&](uint32_t repeat, uint32_t lane, uint32_t n) {
-            if (n ==
-                kBlockLanes) {  // a constant the compiler can unroll: the usual case of a broadcast
-                kernel(kBlockLanes, dst.At(repeat, lane), src.At(repeat, lane)...);
-            } else {
-                kernel(n, dst.At(repeat, lane), src.At(repeat, lane)...);
-            }
-        });
+    constexpr uint32_t kWidest = std::max({sizeof(D), sizeof(S)...});
+    constexpr uint32_t kBlockLanes = kBlockBytes / kWidest, kRepeatLanes = kRepeatBytes / kWidest;
+    const uint32_t whole = dense ? lanes.WholeRepeats() : 0;
+    for (uint32_t repeat = 0; repeat < whole; ++repeat)  // constants let the compiler unroll
+        kernel(kRepeatLanes, dst.At(repeat, 0), src.At(repeat, 0)...);
+    ForEachRun(lanes, whole, dense ? kRepeatLanes : kBlockLanes,
+               [&](uint32_t repeat, uint32_t lane, uint32_t n) {
+                   if (n == kBlockLanes) {
+                       kernel(kBlockLanes, dst.At(repeat, lane), src.At(repeat, lane)...);
+                   } else {
+                       kernel(n, dst.At(repeat, lane), src.At(repeat, lane)...);
+                   }
+               });
 }
 
 }  // namespace sim

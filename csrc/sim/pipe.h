@@ -177,7 +177,8 @@ public:
     {
         SIM_CHECK(count_ > 0, "AllocTensor", "the queue was used before InitBuffer");
         for (int32_t tried = 0; tried < count_; ++tried) {
-            sim::Buffer& buffer = buffers_[cursor_];
+            // In turn, as the device does; the fast build takes the first, which is in the cache.
+            sim::Buffer& buffer = buffers_[sim::kStrict ? cursor_ : tried];
             cursor_ = cursor_ + 1 == count_ ? 0 : cursor_ + 1;
             if (buffer.state != sim::BufferState::kFree) continue;
             if (buffer.free_event >= 0) {

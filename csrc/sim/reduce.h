@@ -14,20 +14,31 @@ inline half AddRounded(half a, half b)
     return half(static_cast<float>(a) + static_cast<float>(b));
 }
 
-template <uint32_t n, class T>
-inline T TreeSum(const T* values)
+template <class T>
+constexpr uint32_t kRepeatLanes = kRepeatBytes / sizeof(T);
+constexpr uint32_t kRepeatsAtOnce = 8;
+
+// The sum of every `group` of n contiguous values, of kRepeatsAtOnce repeats at most: level by level
+// over all groups, because long loops run in vectors. dst may be src.
+template <uint32_t group, class T>
+void TreeSums(T* dst, const T* src, uint32_t n)
 {
-    if constexpr (n == 1) {
-        return values[0];
+    if constexpr (group == 1) {
+        std::copy_n(src, n, dst);
     } else {
-        T sums[n / 2];
-        for (uint32_t i = 0; i < n / 2; ++i) sums[i] = AddRounded(values[2 * i], values[2 * i + 1]);
-        return TreeSum<n / 2>(sums);
+        alignas(64) T pairs[kRepeatsAtOnce * kRepeatLanes<T> / 2];
+        for (uint32_t i = 0; i < n / 2; ++i) pairs[i] = AddRounded(src[2 * i], src[2 * i + 1]);
+        TreeSums<group / 2>(dst, pairs, n / 2);
     }
 }
 
 template <class T>
-constexpr uint32_t kRepeatLanes = kRepeatBytes / sizeof(T);
+T RepeatSum(const T* src)
+{
+    T sum;
+    TreeSums<kRepeatLanes<T>>(&sum, src, kRepeatLanes<T>);
+    return sum;
+}
 
 // The lanes of one repeat, side by side.
 template <class T>
@@ -42,7 +53,7 @@ struct Repeat {
         Lanes one = lanes;
         one.repeats = 1;
         if (lanes.counted) one.total = lanes.Prefix(repeat);
-        ForEachRun(one, chunk, [&](uint32_t, uint32_t lane, uint32_t n) {
+        ForEachRun(one, 0, chunk, [&](uint32_t, uint32_t lane, uint32_t n) {
             std::copy_n(src.At(repeat, lane), n, values + lane);
         });
     }
@@ -55,12 +66,12 @@ T SumOf(const T* src, uint32_t count)
     constexpr uint32_t kLanes = kRepeatLanes<T>;
     T sum = T(-0.0f);
     for (; count >= kLanes; count -= kLanes, src += kLanes)
-        sum = AddRounded(sum, TreeSum<kLanes>(src));
+        sum = AddRounded(sum, RepeatSum(src));
     if (count == 0) return sum;
     alignas(64) T tail[kLanes];
     std::fill_n(tail, kLanes, T(-0.0f));
     std::copy_n(src, count, tail);
-    return AddRounded(sum, TreeSum<kLanes>(tail));
+    return AddRounded(sum, RepeatSum(tail));
 }
 
 // One past the last lane any repeat selects.
@@ -84,22 +95,25 @@ void GroupedSum(const char* api, const Lanes& lanes, const AscendC::LocalTensor<
         api, lanes, {src.Describe()},
         {dst.SimBytes("dst", true, results * sizeof(T), lanes.repeats, stride * sizeof(T))});
     CountVector(lanes);
-    for (uint32_t repeat = 0; repeat < lanes.repeats; ++repeat) {
-        T* results_of_repeat = dst.SimData() + repeat * stride;
-        if (src.block_stride == 1 && lanes.Prefix(repeat) == lanes.per_repeat) {
-            T sums[kRepeatLanes<T> / group];  // dst may be src
-            for (uint32_t g = 0; g < kRepeatLanes<T> / group; ++g)
-                sums[g] = TreeSum<group>(src.At(repeat, g * group));
-            std::copy(std::begin(sums), std::end(sums), results_of_repeat);
-            continue;
-        }
+    constexpr uint32_t kLanes = kRepeatLanes<T>, kResults = kLanes / group;
+    const bool dense = src.repeat_stride == 8 && stride == kResults;
+    const uint32_t whole = src.block_stride == 1 ? lanes.WholeRepeats() : 0;
+    uint32_t repeat = 0;
+    while (repeat < whole) {
+        const uint32_t n = dense ? std::min(kRepeatsAtOnce, whole - repeat) : 1;
+        TreeSums<group>(dst.SimData() + repeat * stride, src.At(repeat, 0), n * kLanes);
+        repeat += n;
+    }
+    for (; repeat < lanes.repeats; ++repeat) {
         const Repeat<T> r(lanes, src, repeat);
-        for (uint32_t g = 0; g < kRepeatLanes<T> / group; ++g) {
+        T sums[kResults];
+        TreeSums<group>(sums, r.values, kLanes);
+        for (uint32_t g = 0; g < kResults; ++g) {
             bool selected = false;  // a group without lanes leaves its result as it was
             for (uint32_t lane = g * group; lane < (g + 1) * group && !selected; ++lane) {
                 selected = lanes.counted ? lane < lanes.Prefix(repeat) : lanes.Has(lane);
             }
-            if (selected) results_of_repeat[g] = TreeSum<group>(r.values + g * group);
+            if (selected) dst.SimData()[repeat * stride + g] = sums[g];
         }
     }
 }

@@ -63,8 +63,13 @@ inline uint16_t FloatToBf16Bits(float value)
 {
     uint32_t u = BitCast<uint32_t>(value);
     uint32_t kept = u >> 16;
-    uint32_t rounded = kept + RoundsUp<M>((u >> 31) != 0, kept & 1, u & 0xffff, 0x8000);
-    return static_cast<uint16_t>((u & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
+    uint32_t rounded;
+    if constexpr (M == RoundMode::CAST_RINT) {  // as RoundsUp does, in fewer instructions
+        rounded = (u + 0x7fff + (kept & 1)) >> 16;
+    } else {
+        rounded = kept + RoundsUp<M>((u >> 31) != 0, kept & 1, u & 0xffff, 0x8000);
+    }
+    return static_cast<uint16_t>(value != value ? 0x7fc0 : rounded);
 }
 
 inline float HalfBitsToFloat(uint16_t bits)

@@ -1,0 +1,7 @@
+"""The same as ``pyrerank bench kernels``."""
+
+import sys
+
+from pyrerank.bench_kernels import main
+
+sys.exit(main())

@@ -1,0 +1,225 @@
+"""LoRA adapters in PEFT's format, merged into a checkpoint's tensors as they are read.
+
+Merged is what a sum can say exactly: W + scale * B A of a linear layer, and whole tensors that were
+trained beside them (``modules_to_save``).  Anything else that an adapter asks for is refused by
+name.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyrerank.checkpoint import Checkpoint, open_tensors, read_json
+from pyrerank.errors import CheckpointError
+
+PREFIX = "base_model.model."  # PEFT's wrapping of the model, before every name
+
+# Settings of adapter_config.json that merging follows.
+READ = {"peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"}
+READ |= {"modules_to_save", "init_lora_weights"}
+# Those that were for training, or that the tensors' names repeat.  PEFT takes fan_in_fan_out as
+# false, whatever it says, for the kind of linear layer that these models have.
+UNUSED = {"auto_mapping", "base_model_name_or_path", "revision", "task_type", "inference_mode"}
+UNUSED |= {"peft_version", "lora_dropout", "target_modules", "exclude_modules", "fan_in_fan_out"}
+UNUSED |= {"layers_to_transform", "layers_pattern", "megatron_core", "qalora_group_size"}
+UNUSED |= {"eva_config"}
+# All others, also those of a PEFT that is not written yet, must be off.
+OFF: tuple[object, ...] = (None, False, "none", [], {})
+# Other initialisations change the weights that the adapter is added to.
+KEEPS_WEIGHTS: tuple[object, ...] = (None, True, False, "gaussian", "eva", "orthogonal")
+
+
+@dataclass(frozen=True)
+class Update:
+    """scale * b a, to be added to a weight [out, in]: a [r, in], b [out, r]."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+    scale: float
+
+
+@dataclass(frozen=True)
+class MergedCheckpoint(Checkpoint):
+    """A checkpoint whose tensors are read as if an adapter had been merged into its files.
+
+    ``updates`` and ``replaced`` are by the names of the checkpoint's tensors.
+    """
+
+    updates: Mapping[str, Update]
+    replaced: Mapping[str, torch.Tensor]
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The merged tensor: summed in float32, rounded once to the stored dtype."""
+        stored = super().tensor(name)
+        if name in self.replaced:
+            return self.replaced[name].to(stored.dtype)
+        if name not in self.updates:
+            return stored
+        update = self.updates[name]
+        a, b = update.a.float(), update.b.float()
+        return torch.addmm(stored.float(), b, a, alpha=update.scale).to(stored.dtype)
+
+    def _weights(
+        self,
+        prefix: str,
+        stored: set[str],
+        shapes: Mapping[str, torch.Size],
+        dtype: torch.dtype,
+    ) -> Callable[..., torch.Tensor]:
+        super()._weights(prefix, stored, shapes, dtype)  # refuses what does not fit
+
+        def read(*names: str) -> torch.Tensor:
+            parts = [self.tensor(prefix + name).to(dtype) for name in names]
+            return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+        return read
+
+    def classifier_vector(self, yes: int, no: int) -> tuple[torch.Tensor, float]:
+        """As of any checkpoint, merged; never rounded to less than float32."""
+        whole = self.classifier or "score.weight" in self.replaced
+
+        def vector(rows: torch.Tensor) -> torch.Tensor:
+            return rows[0].float() if whole else rows[yes].float() - rows[no].float()
+
+        head = "score.weight" if whole else "lm_head.weight"
+        w, bias = super().classifier_vector(yes, no)
+        if head in self.replaced:
+            w = vector(self.replaced[head])
+        if head in self.updates:
+            update = self.updates[head]
+            w = w + update.scale * (vector(update.b) @ update.a.float())
+        return w, bias
+
+
+def merge(base: Checkpoint, adapter: str | os.PathLike[str]) -> MergedCheckpoint:
+    """``base`` with the adapter in the folder ``adapter`` merged into it.
+
+    Args:
+        base: the checkpoint that the adapter was trained on.
+        adapter: a folder with ``adapter_config.json`` and ``adapter_model.safetensors``, as PEFT's
+            ``save_pretrained`` writes it.
+
+    Raises:
+        CheckpointError: a file is absent or damaged, the adapter asks for more than a sum, or it
+            does not fit ``base``; names what.
+    """
+    folder = Path(adapter).expanduser()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / name).is_file():
+            raise CheckpointError(
+                f"{folder} has no {name}; give the folder that PEFT's save_pretrained wrote, with "
+                "safetensors"
+            )
+    config = read_json(folder / "adapter_config.json")
+    _refuse(folder, "adapter_config.json sets", _unmergeable(config))
+    with open_tensors(folder / "adapter_model.safetensors") as handle:
+        names = handle.keys()
+        tensors = {name: handle.get_tensor(name) for name in names}
+    updates: dict[str, Update] = {}
+    replaced: dict[str, torch.Tensor] = {}
+    problems = []
+    for key, tensor in tensors.items():
+        module, _, kind = key.removeprefix(PREFIX).partition(".lora_")
+        other = f"{PREFIX}{module}.lora_{'B' if kind == 'A.weight' else 'A'}.weight"
+        try:
+            if not key.startswith(PREFIX) or kind not in ("", "A.weight", "B.weight"):
+                raise ValueError("is nothing that can be merged")
+            if kind and other not in tensors:
+                raise ValueError(f"has no {other} beside it")
+            if ".base_layer." in module:
+                _check_base_layer(base, module, tensor)
+            elif not kind:
+                replaced[module] = _replacement(base, module, tensor, config)
+            elif kind == "A.weight":
+                updates[f"{module}.weight"] = _update(base, module, tensor, tensors[other], config)
+            if not tensor.isfinite().all():
+                raise ValueError("holds a NaN or an infinity")
+        except ValueError as error:
+            problems.append(f"{key} {error}")
+    _refuse(folder, f"adapter_model.safetensors does not fit {base.path}:", problems)
+    if not updates:
+        raise CheckpointError(f"{folder}: adapter_model.safetensors holds no LoRA weights")
+    return MergedCheckpoint(**vars(base), updates=updates, replaced=replaced)
+
+
+def _unmergeable(config: Mapping[str, Any]) -> list[str]:
+    """Settings of ``adapter_config.json`` that a sum of matrices cannot stand for."""
+    bad = [key for key in sorted(config.keys() - READ - UNUSED) if config[key] not in OFF]
+    if config.get("peft_type") != "LORA":
+        bad.append("peft_type")
+    if config.get("init_lora_weights") not in KEEPS_WEIGHTS:
+        bad.append("init_lora_weights")
+    bad += [key for key in ("r", "lora_alpha") if not isinstance(config.get(key), (int, float))]
+    return [f"{key} to {config.get(key)!r}" for key in bad]
+
+
+def _update(
+    base: Checkpoint, module: str, a: torch.Tensor, b: torch.Tensor, config: Mapping[str, Any]
+) -> Update:
+    rank = _of_module(config.get("rank_pattern"), module, config["r"])
+    alpha = _of_module(config.get("alpha_pattern"), module, config["lora_alpha"])
+    shape = _shape(base, f"{module}.weight", trained_whole=False)
+    if a.dim() != 2 or b.dim() != 2 or (len(b), a.shape[1]) != shape or b.shape[1] != len(a):
+        raise ValueError(f"is {tuple(a.shape)}, with B {tuple(b.shape)}, for a weight {shape}")
+    if len(a) != rank:
+        raise ValueError(f"has rank {len(a)}, not {rank}, which adapter_config.json says")
+    return Update(a, b, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+
+
+def _replacement(
+    base: Checkpoint, name: str, tensor: torch.Tensor, config: Mapping[str, Any]
+) -> torch.Tensor:
+    module = name.rpartition(".")[0]
+    if not module.endswith(tuple(config.get("modules_to_save") or ())):  # as PEFT chooses them
+        raise ValueError("belongs to no module of modules_to_save")
+    shape = _shape(base, name, trained_whole=True)
+    if tensor.shape != shape:
+        raise ValueError(f"is {tuple(tensor.shape)}, not {shape}")
+    return tensor
+
+
+def _check_base_layer(base: Checkpoint, name: str, tensor: torch.Tensor) -> None:
+    """Refuses an output matrix, which PEFT saves beside its factors, that ``base`` has not."""
+    stored = name.replace(".base_layer.", ".")
+    if stored == "lm_head.weight" and base.tied:
+        stored = next(key for key in base.tensors if key.endswith("embed_tokens.weight"))
+    if stored not in base.tensors or not torch.equal(base.tensor(stored).to(tensor.dtype), tensor):
+        raise ValueError("is not the weight that it is to be merged into")
+
+
+def _shape(base: Checkpoint, name: str, *, trained_whole: bool) -> tuple[int, ...]:
+    """Of the tensor that ``name`` stands for in ``base``."""
+    size = base.config.hidden_size
+    if base.tied and not base.classifier and name.endswith("embed_tokens.weight"):
+        raise ValueError("changes the embedding, which is the output matrix, too, in this model")
+    if name == "lm_head.weight" and not base.classifier:
+        return base.config.vocab_size, size  # of a tied model, no tensor has this name
+    if name == "score.weight" and trained_whole:
+        return 1, size
+    if name not in base.tensors:
+        raise ValueError("is for a layer that it does not have")
+    return tuple(base.tensor(name).shape)
+
+
+def _of_module(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
+    """The value of the first pattern, a regular expression, that the end of ``module`` fits."""
+    for pattern, value in (patterns or {}).items():
+        if re.fullmatch(rf"(.*\.)?({pattern})", module):
+            return value
+    return default
+
+
+def _refuse(folder: Path, what: str, problems: list[str]) -> None:
+    if problems:
+        more = f" (and {len(problems) - 8} more)" if len(problems) > 8 else ""
+        raise CheckpointError(
+            f"{folder} cannot be merged exactly: {what} {'; '.join(problems[:8])}{more}"
+        )
