@@ -8,6 +8,7 @@ from typing import Any
 from workloads import WORKLOADS
 
 from pyrerank import machine
+from pyrerank.bench_report import GREY, OTHERS, OURS, STYLE, line, number
 
 MIB = 1 << 20
 
@@ -33,7 +34,7 @@ def markdown(report: dict[str, Any]) -> str:
         name = engine["engine"] + ", embedding" * (engine["task"] == "embed")
         first = _spread(engine["start_to_first_score_seconds"])
         memory = f"{engine['peak_bytes'] / MIB:.0f}"
-        lines.append(_line(name, engine["version"], first, engine["starts"], memory))
+        lines.append(line(name, engine["version"], first, engine["starts"], memory))
     for workload in dict.fromkeys(row["workload"] for row in report["rows"]):
         lines += ["", *_table([row for row in report["rows"] if row["workload"] == workload])]
     limit = report["difference_limit"]
@@ -64,7 +65,7 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
         if "device_bytes" in row:
             memory += f", device {row['device_bytes'] / MIB:.0f}"
         lines.append(
-            _line(
+            line(
                 row["engine"],
                 row["documents"],
                 _spread(row["pairs_per_second"]),
@@ -81,22 +82,13 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _line(*cells: object) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
-
-
 def _spread(values: dict[str, float], unit: float = 1.0) -> str:
     median, low, high = (values[key] * unit for key in ("median", "min", "max"))
     return f"{number(median)} ({number(low)} to {number(high)})"
 
 
-def number(value: float) -> str:
-    """Three digits, or all before the point."""
-    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
-
-
 def plot(report: dict[str, Any], file: Path) -> None:
-    """Pairs a second, a panel a workload; no background, and colours that do on light and dark."""
+    """Pairs a second, a panel a workload."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -104,9 +96,7 @@ def plot(report: dict[str, Any], file: Path) -> None:
 
     names = list(dict.fromkeys(row["workload"] for row in report["rows"]))
     counts = [sum(row["workload"] == name for row in report["rows"]) for name in names]
-    text = "#808080"
-    colours = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), text)
-    with pyplot.rc_context(colours | {"axes.edgecolor": text, "font.size": 9}):
+    with pyplot.rc_context(STYLE):
         figure, panels = pyplot.subplots(
             len(names),
             figsize=(7, 0.7 * len(names) + 0.3 * sum(counts)),
@@ -124,8 +114,8 @@ def plot(report: dict[str, Any], file: Path) -> None:
                 [row["engine"] for row in rows],
                 middles,
                 xerr=[below, above],
-                color=["#2f8fd0" if mine else "#9a9a9a" for mine in ours],
-                ecolor=text,
+                color=[OURS if mine else OTHERS for mine in ours],
+                ecolor=GREY,
             )
             panel.bar_label(bars, [number(middle) for middle in middles], padding=4)
             panel.margins(x=0.12)

@@ -13,6 +13,15 @@ NO_MEASUREMENT = (
     "four columns, in us and without the launch, are estimated from them and measured nowhere."
 )
 
+# No background, and colours that do on light and dark.
+GREY, OURS, OTHERS = "#808080", "#2f8fd0", "#9a9a9a"
+STYLE = {
+    "font.size": 9,
+    **dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), GREY
+    ),
+}
+
 
 def markdown(report: dict[str, Any]) -> str:
     """One table of what was measured, and one of what was counted and estimated."""
@@ -40,13 +49,13 @@ def _times(rows: list[dict[str, Any]], suffix: str) -> list[str]:
     ]
     for row in rows:
         lines.append(
-            _line(
+            line(
                 *_case(row),
                 _spread(row[f"kernel{suffix}_us"]),
                 _spread(row[f"eager{suffix}_us"]),
                 _spread(row[f"eager_over_kernel{suffix}"]),
-                _number(row[f"gb_per_s{suffix}"]),
-                _number(row["copy_gb_per_s"]),
+                number(row[f"gb_per_s{suffix}"]),
+                number(row["copy_gb_per_s"]),
                 f"{row[f'share_of_floor{suffix}']['median']:.0%}",
                 row["eager_operators"],
             )
@@ -64,7 +73,7 @@ def _counts(rows: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         counted, chip = row["counts"], row["estimate_910b3"]
         lines.append(
-            _line(
+            line(
                 *_case(row),
                 counted["bytes"],
                 f"{counted['bytes'] / row['least_bytes']:.3f}",
@@ -76,7 +85,7 @@ def _counts(rows: list[dict[str, Any]]) -> list[str]:
                 counted["barriers"],
                 chip["blocks"],
                 f"{chip['bytes'] / chip['least_bytes']:.3f}",
-                *(_number(chip[f"{name}_us"]) for name in ("memory", "copies", "vector", "work")),
+                *(number(chip[f"{name}_us"]) for name in ("memory", "copies", "vector", "work")),
             )
         )
     return lines
@@ -87,38 +96,37 @@ def _case(row: dict[str, Any]) -> tuple[str, int, int, str]:
     return row["kernel"] + tokens, row["B"], row["H"], row["dtype"]
 
 
-def _line(*cells: object) -> str:
+def line(*cells: object) -> str:
+    """A row of a table in Markdown."""
     return f"| {' | '.join(map(str, cells))} |"
 
 
 def _spread(values: dict[str, float]) -> str:
-    median, low, high = (_number(values[key]) for key in ("median", "q1", "q3"))
+    median, low, high = (number(values[key]) for key in ("median", "q1", "q3"))
     return f"{median} [{low}, {high}]"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Three digits, or all before the point."""
     return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def plot(report: dict[str, Any], file: Path) -> None:
-    """Time over B, a panel a kernel, of the widest rows; colours that do on light and dark."""
+    """Time over B, a panel a kernel, of the widest rows."""
     import_module("matplotlib").use("Agg")
     pyplot: Any = import_module("matplotlib.pyplot")
 
     first, width = report["rows"][0]["dtype"], max(row["H"] for row in report["rows"])
     rows = [row for row in report["rows"] if row["H"] == width and row["dtype"] == first]
     kernels = list(dict.fromkeys(_case(row)[0] for row in rows))
-    grey = "#808080"
-    colours = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), grey)
-    with pyplot.rc_context(colours | {"axes.edgecolor": grey, "font.size": 9}):
+    with pyplot.rc_context(STYLE):
         figure, panels = pyplot.subplots(
             1, len(kernels), figsize=(2.6 * len(kernels), 3.2), sharey=True, squeeze=False
         )
         for kernel, panel in zip(kernels, panels[0], strict=True):
             mine = [row for row in rows if _case(row)[0] == kernel]
             batches = [row["B"] for row in mine]
-            for name, colour in (("eager", "#9a9a9a"), ("kernel", "#2f8fd0")):
+            for name, colour in (("eager", OTHERS), ("kernel", OURS)):
                 spreads = [row[f"{name}_us"] for row in mine]
                 panel.plot(batches, [s["median"] for s in spreads], "o-", color=colour, label=name)
                 panel.fill_between(
@@ -129,10 +137,10 @@ def plot(report: dict[str, Any], file: Path) -> None:
                     alpha=0.3,
                 )
             floors = [row["floor_us"] for row in mine]
-            panel.plot(batches, floors, ":", color=grey, label="copy of as many bytes")
+            panel.plot(batches, floors, ":", color=GREY, label="copy of as many bytes")
             panel.set(xscale="log", yscale="log", xlabel="B", xticks=batches, xticklabels=batches)
             panel.minorticks_off()
-            panel.grid(color=grey, alpha=0.25)
+            panel.grid(color=GREY, alpha=0.25)
             panel.spines[["top", "right"]].set_visible(False)
             panel.set_title(kernel, loc="left", fontsize=9)
         panels[0, 0].set_ylabel("us a call")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,15 +123,14 @@ class Checkpoint:
                     if shape != tuple(wanted[name]):
                         problems.append(f"{name} is {shape}, not {tuple(wanted[name])}")
         if problems:
-            more = f" (and {len(problems) - 8} more)" if len(problems) > 8 else ""
             raise CheckpointError(
-                f"{self.path}: the tensors do not fit config.json: {'; '.join(problems[:8])}{more}"
+                f"{self.path}: the tensors do not fit config.json: {listed(problems)}"
             )
         mapped = functools.cache(open_tensors)  # once for all views
 
         def read(*names: str) -> torch.Tensor:
-            if len(names) == 1:
-                name = prefix + names[0]
+            name = prefix + names[0]
+            if len(names) == 1 and self._as_stored(name):
                 view: torch.Tensor = mapped(self.tensors[name]).get_tensor(name)
                 if view.dtype == dtype:
                     return view
@@ -166,6 +165,10 @@ class Checkpoint:
     def not_finite(self) -> list[str]:
         """Names of the stored tensors that hold a NaN or an infinity.  Reads every weight."""
         return [name for name in sorted(self.tensors) if not self.tensor(name).isfinite().all()]
+
+    def _as_stored(self, name: str) -> bool:
+        """Whether `tensor` gives what the file holds, so that a view of that will do."""
+        return True
 
     def tensor(self, name: str) -> torch.Tensor:
         """A stored tensor, as a view of the mapped file.  The mapping is its own: one that other
@@ -337,6 +340,12 @@ def _tensor_files(path: Path) -> dict[str, Path]:
             "fetch the large files (git lfs pull); convert *.bin weights to safetensors"
         )
     return tensors
+
+
+def listed(problems: Sequence[str]) -> str:
+    """The first eight, and how many there are beside them."""
+    more = f" (and {len(problems) - 8} more)" if len(problems) > 8 else ""
+    return "; ".join(problems[:8]) + more
 
 
 def open_tensors(file: Path) -> Any:

@@ -6,6 +6,8 @@ plain torch, which rounds between steps.  A row has the same bits alone and in a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -63,26 +65,21 @@ def norm_rotate_(x: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin:
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) * up, the two halves of gate_up [T, 2 I], contiguous."""
-    out = gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)
-    ops._C.swiglu(
-        gate_up.data_ptr(),
-        out.data_ptr(),
-        rows=out.shape[0],
-        width=out.shape[1],
-        dtype=DTYPES[out.dtype],
-        threads=torch.get_num_threads(),
-    )
-    return out
+    return _by_row(ops._C.swiglu, gate_up, gate_up.shape[1] // 2)
 
 
 def gelu(x: Tensor) -> Tensor:
     """GELU in its tanh form of x [T, I], contiguous."""
-    out = torch.empty_like(x)
-    ops._C.gelu(
+    return _by_row(ops._C.gelu, x, x.shape[1])
+
+
+def _by_row(kernel: Callable[..., None], x: Tensor, width: int) -> Tensor:
+    out = x.new_empty(x.shape[0], width)
+    kernel(
         x.data_ptr(),
         out.data_ptr(),
-        rows=x.shape[0],
-        width=x.shape[1],
+        rows=out.shape[0],
+        width=width,
         dtype=DTYPES[x.dtype],
         threads=torch.get_num_threads(),
     )

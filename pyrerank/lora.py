@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pyrerank.checkpoint import Checkpoint, open_tensors, read_json
+from pyrerank.checkpoint import Checkpoint, listed, open_tensors, read_json
 from pyrerank.errors import CheckpointError
 
 PREFIX = "base_model.model."  # PEFT's wrapping of the model, before every name
@@ -67,20 +67,8 @@ class MergedCheckpoint(Checkpoint):
         a, b = update.a.float(), update.b.float()
         return torch.addmm(stored.float(), b, a, alpha=update.scale).to(stored.dtype)
 
-    def _weights(
-        self,
-        prefix: str,
-        stored: set[str],
-        shapes: Mapping[str, torch.Size],
-        dtype: torch.dtype,
-    ) -> Callable[..., torch.Tensor]:
-        super()._weights(prefix, stored, shapes, dtype)  # refuses what does not fit
-
-        def read(*names: str) -> torch.Tensor:
-            parts = [self.tensor(prefix + name).to(dtype) for name in names]
-            return torch.cat(parts) if len(parts) > 1 else parts[0]
-
-        return read
+    def _as_stored(self, name: str) -> bool:
+        return name not in self.updates and name not in self.replaced
 
     def classifier_vector(self, yes: int, no: int) -> tuple[torch.Tensor, float]:
         """As of any checkpoint, merged; never rounded to less than float32."""
@@ -219,7 +207,4 @@ def _of_module(patterns: Mapping[str, Any] | None, module: str, default: Any) ->
 
 def _refuse(folder: Path, what: str, problems: list[str]) -> None:
     if problems:
-        more = f" (and {len(problems) - 8} more)" if len(problems) > 8 else ""
-        raise CheckpointError(
-            f"{folder} cannot be merged exactly: {what} {'; '.join(problems[:8])}{more}"
-        )
+        raise CheckpointError(f"{folder} cannot be merged exactly: {what} {listed(problems)}")
