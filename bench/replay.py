@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import tempfile
 import time
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ import torch
 from tokenizers import Tokenizer
 
 from pyrerank import Reranker, machine
+from pyrerank.bench_kernels import quartiles
 
 XQUAD = Path(__file__).resolve().parents[1] / "tests/data/xquad/en"
 WARM_UP = 3  # rounds that are not counted
@@ -49,11 +49,6 @@ def cut(engine: Reranker, text: str, tokens: int) -> str:
 @cache
 def tokenizer(folder: Path) -> Tokenizer:
     return Tokenizer.from_file(str(folder / "tokenizer.json"))
-
-
-def quartiles(values: Sequence[float]) -> dict[str, float]:
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return {"median": median, "q1": low, "q3": high}
 
 
 def measure(engine: Reranker, documents: int, tokens: int, rounds: int) -> dict[str, Any]:
