@@ -149,6 +149,14 @@ PYBIND11_MODULE(PYRERANK_MODULE, m)
                            : order == "shuffled" ? sim::BlockOrder::kShuffled
                                                  : sim::BlockOrder::kForward);
     });
+    m.def("last_trace", [] {
+        py::list trace;
+        for (const sim::Instruction& i : sim::LastTrace()) {
+            trace.append(py::dict("pipe"_a = i.pipe, "api"_a = i.api, "region"_a = i.region,
+                                  "bytes"_a = i.bytes, "after"_a = i.after));
+        }
+        return trace;
+    });
 #endif
 }
 

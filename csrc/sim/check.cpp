@@ -16,6 +16,10 @@ namespace sim::check {
 
 std::unique_ptr<State> state;
 
+namespace {
+std::vector<Instruction> last_trace;
+}  // namespace
+
 std::string Prefix()
 {
     return state->kernel + ", block " + std::to_string(ThisCore().block_idx) + ": ";
@@ -205,6 +209,7 @@ void BeginBlock()
     std::fill_n(&s.known[0][0], kPipes * kPipes, 0);
     for (auto& pair : s.flags) std::fill_n(pair, kEventIds, Flag{});
     for (auto& names : s.posted) names.clear();
+    s.trace.clear();
     s.at_end.clear();
     ThisCore().ResetModes();
     ThisCore().pipe = nullptr;
@@ -232,6 +237,7 @@ void EndPipe()
 void EndBlock()
 {
     const Core& core = ThisCore();
+    last_trace = std::move(state->trace);
     if (!state->at_end.empty()) throw Error(Prefix() + state->at_end);
     for (int pair = 0; pair < kEventPairs; ++pair) {
         for (int id = 0; id < kEventIds; ++id) {
@@ -291,5 +297,11 @@ void Touch(pipe_t pipe, const char* api, std::initializer_list<Bytes> list)
 }
 
 }  // namespace sim::check
+
+namespace sim {
+
+const std::vector<Instruction>& LastTrace() { return check::last_trace; }
+
+}  // namespace sim
 
 #endif

@@ -40,6 +40,7 @@ struct State {
     uint32_t known[kPipes][kPipes];
     Flag flags[kEventPairs][kEventIds];
     std::vector<const char*> posted[kPipes];  // API names, by instruction number
+    std::vector<Instruction> trace;
     std::string at_end;                       // what the TPipe destructor found
 };
 

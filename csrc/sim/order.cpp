@@ -43,22 +43,30 @@ uint32_t Post(pipe_t pipe, const char* api)
     for (int q : {PIPE_V, PIPE_MTE2, PIPE_MTE3})
         known[q] = std::max(known[q], state->known[PIPE_S][q]);
     if (pipe == PIPE_S) known[PIPE_S] = k;
+    Instruction instruction{kPipeNames[pipe], api, nullptr, 0, {}};
+    std::copy_n(known, kPipes, instruction.after.begin());
+    state->trace.push_back(instruction);
     return k;
+}
+
+// The region that an address of global memory lies in; nullptr: none.
+const Region* RegionOf(uintptr_t address)
+{
+    for (const Region& region : state->regions) {
+        uintptr_t base = reinterpret_cast<uintptr_t>(region.base);
+        if (address >= base && address < base + region.bytes) return &region;
+    }
+    return nullptr;
 }
 
 // Ranges in UB are told by offset, those in GM by region and offset.
 std::string Where(const Access& a, uintptr_t begin, uintptr_t end)
 {
     std::string place = a.gm ? "GM" : "UB";
-    if (a.gm) {
-        for (const Region& region : state->regions) {
-            uintptr_t base = reinterpret_cast<uintptr_t>(region.base);
-            if (begin < base || begin >= base + region.bytes) continue;
-            place = std::string("'") + region.name + "'";
-            begin -= base;
-            end -= base;
-            break;
-        }
+    if (const Region* region = a.gm ? RegionOf(begin) : nullptr) {
+        place = std::string("'") + region->name + "'";
+        begin -= reinterpret_cast<uintptr_t>(region->base);
+        end -= reinterpret_cast<uintptr_t>(region->base);
     }
     return place + " bytes [" + std::to_string(begin) + ", " + std::to_string(end) + ")";
 }
@@ -116,6 +124,14 @@ void Commit(pipe_t pipe, const char* api, const std::vector<Access>& accesses)
 {
     uint32_t k = Post(pipe, api);
     int32_t block = static_cast<int32_t>(ThisCore().block_idx);
+    for (const Access& a : accesses) {
+        uint64_t bytes = 0;
+        for (const Range& range : a.ranges) bytes += range.end - range.begin;
+        Instruction& instruction = state->trace.back();
+        instruction.bytes = std::max(instruction.bytes, bytes);
+        if (const Region* region = a.gm && bytes > 0 ? RegionOf(a.ranges[0].begin) : nullptr)
+            instruction.region = region->name;
+    }
     // What is read first: that error is the nearer to the cause.
     for (bool writes : {false, true}) {
         for (const Access& a : accesses) {

@@ -4,11 +4,13 @@
 // with hidden visibility, so that a checked and a fast build can live in one process.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
 #include <stdexcept>
 #include <type_traits>
+#include <vector>
 
 #ifndef ASCENDC_SIM_STRICT
 #define ASCENDC_SIM_STRICT 0
@@ -53,6 +55,18 @@ void SetBlockOrder(BlockOrder order);
 
 Counters ReadCounters();
 void ResetCounters();
+
+// One instruction, a flag or a barrier among them.
+struct Instruction {
+    const char* pipe;
+    const char* api;
+    const char* region;  // of global memory that it touches; nullptr: none
+    uint64_t bytes;      // of its largest operand
+    std::array<uint32_t, 4> after;  // how many instructions of S, V, MTE2, MTE3 it waited for
+};
+
+// What the block that ran last did, in program order. The checked build alone has this.
+const std::vector<Instruction>& LastTrace();
 
 namespace detail {
 void Launch(const char* kernel, uint32_t block_dim, int threads,
