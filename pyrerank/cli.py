@@ -161,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     benchmark = argparse.ArgumentParser(add_help=False)
     benchmark.add_argument("subject", choices=["kernels"])
     benchmark.add_argument(
-        "options", nargs=argparse.REMAINDER, help="see `pyrerank bench kernels --help`"
+        "arguments", nargs=argparse.REMAINDER, help="see `pyrerank bench kernels --help`"
     )
 
     def command(name: str, text: str, parents: list[argparse.ArgumentParser], more: str) -> None:
@@ -189,7 +189,7 @@ def _parser() -> argparse.ArgumentParser:
 def _bench(args: argparse.Namespace) -> int:
     from pyrerank.bench_kernels import main
 
-    return main(args.options)
+    return main(args.arguments)
 
 
 def _info(args: argparse.Namespace) -> int:

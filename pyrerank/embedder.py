@@ -27,7 +27,8 @@ class Embedding:
 
     Attributes:
         vector: float32 [dim].
-        tokens, truncated: as of `pyrerank.Score`.
+        tokens: length of the whole prompt in tokens, template included.
+        truncated: text tokens cut to fit the model's limit.
     """
 
     vector: np.ndarray

@@ -29,16 +29,19 @@ LONGEST = 200  # characters in a message that somebody else wrote
 class Fetcher:
     """Fetches http(s) URLs: ``Fetcher()(url)`` is the body, bytes.
 
-    max_bytes: the most that a body may have.
-    seconds: the most that one fetch may take with all its redirects, name resolution aside.
-    redirects: the most redirects that are followed.
-    hosts: the only host names that may be asked, of redirects too, whatever the port; None: any.
-    private: whether addresses that are not public (private, loopback, link-local, ...) are allowed.
+    Attributes:
+        max_bytes: the most that a body may have.
+        seconds: the most that one fetch may take with all its redirects, name resolution aside.
+        redirects: the most redirects that are followed.
+        hosts: the only host names that may be asked, of redirects too, whatever the port; None: any.
+        private: whether addresses that are not public (private, loopback, link-local, ...) are
+            allowed.
 
-    Raises (when called):
-        ValueError: any of these limits met; another scheme; a status other than 200; a body that
-            is incomplete or compressed; an error of the network. Messages show no query string.
-        TypeError (when made): ``hosts`` is one str.
+    Raises:
+        ValueError: when called: any of these limits met; another scheme; a status other than 200;
+            a body that is incomplete or compressed; an error of the network.  Messages show no
+            query string.
+        TypeError: when made: ``hosts`` is one str.
     """
 
     max_bytes: int = 32 * 2**20

@@ -89,7 +89,13 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The exact prompt of a pair: its text, its token ids, and how many tokens were cut."""
+    """The exact prompt of a pair.
+
+    Attributes:
+        text: as it is shown to the model, control tokens written out.
+        ids: its token ids.
+        truncated: how many text tokens were cut to fit the model's limit.
+    """
 
     text: str
     ids: list[int]

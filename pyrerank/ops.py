@@ -39,10 +39,14 @@ def last_token_gather(
 ) -> Tensor:
     """The last row of each sequence, or the rows at ``index``; exactly one of the two is given.
 
-    hidden      (T, H) bfloat16, float16 or float32; rows contiguous, any row stride
-    cu_seqlens  (B + 1,) int32: sequence b is rows cu_seqlens[b] to cu_seqlens[b + 1], never empty
-    index       (B,) int32
-    returns     (B, H), dtype of hidden
+    Args:
+        hidden: (T, H) bfloat16, float16 or float32; rows contiguous, any row stride.
+        cu_seqlens: (B + 1,) int32: sequence b is rows cu_seqlens[b] to cu_seqlens[b + 1], never
+            empty.
+        index: (B,) int32.
+
+    Returns:
+        (B, H), dtype of hidden.
     """
     rows: Tensor = torch.ops.pyrerank.last_token_gather.default(hidden, cu_seqlens, index=index)
     return rows
@@ -53,11 +57,16 @@ def score_head(
 ) -> tuple[Tensor, Tensor]:
     """RMSNorm, dot product with the classifier vector and sigmoid of the rows at ``index``.
 
-    hidden       (T, H) bfloat16, float16 or float32; rows contiguous, any row stride
-    index        (B,) int32
-    norm_weight  (H,) dtype of hidden, or float32
-    w            (H,) float32
-    returns      score (B,) float32, logit (B,) float32
+    Args:
+        hidden: (T, H) bfloat16, float16 or float32; rows contiguous, any row stride.
+        index: (B,) int32.
+        norm_weight: (H,) dtype of hidden, or float32.
+        eps: of the RMSNorm.
+        w: (H,) float32.
+        bias: added to the logit.
+
+    Returns:
+        score (B,) float32, and logit (B,) float32.
     """
     pair: tuple[Tensor, Tensor] = torch.ops.pyrerank.score_head.default(
         hidden, index, norm_weight, eps, w, bias
@@ -76,12 +85,18 @@ def fused_pool(
 ) -> Tensor:
     """One vector a sequence: RMSNorm of each token, pooling, truncation to ``dim``, L2 norm.
 
-    hidden       (T, H) bfloat16, float16 or float32; rows contiguous, any row stride
-    cu_seqlens   (B + 1,) int32: sequence b is rows cu_seqlens[b] to cu_seqlens[b + 1], never empty
-    norm_weight  (H,) dtype of hidden, or float32; None: no RMSNorm
-    mode         "last" or "cls" (first) token, or the "mean" of all
-    dim          1 to H; None: H
-    returns      (B, dim), dtype of hidden
+    Args:
+        hidden: (T, H) bfloat16, float16 or float32; rows contiguous, any row stride.
+        cu_seqlens: (B + 1,) int32: sequence b is rows cu_seqlens[b] to cu_seqlens[b + 1], never
+            empty.
+        norm_weight: (H,) dtype of hidden, or float32; None: no RMSNorm.
+        eps: of the RMSNorm.
+        mode: "last" or "cls" (first) token, or the "mean" of all.
+        dim: 1 to H; None: H.
+        normalize: whether vectors have length 1.
+
+    Returns:
+        (B, dim), dtype of hidden.
     """
     pooled: Tensor = torch.ops.pyrerank.fused_pool.default(
         hidden, cu_seqlens, norm_weight, eps, mode, dim, normalize

@@ -40,7 +40,13 @@ class Score:
 
 @dataclass(frozen=True)
 class Ranked:
-    """One document of a ranking: its place in the caller's list, its score, and itself."""
+    """One document of a ranking.
+
+    Attributes:
+        index: its place in the caller's list.
+        score: 0 to 1.
+        document: itself, as it was given.
+    """
 
     index: int
     score: float
@@ -85,13 +91,19 @@ class Reranker(Engine):
             while they are remembered; 0 remembers none from one pass to the next.
 
     Attributes:
-        graphs: the captured passes with their counters; None where passes run eagerly.
-        features: the vision tower with its counter; None where the model reads text only.
+        device: as given, or chosen; likewise ``dtype`` and ``token_budget``.
+        computed: tokens that went through the decoder so far.
+        graphs: the captured passes, with counters ``captures`` and ``replays``; None where passes
+            run eagerly.
+        features: the vision tower, with a counter ``encoded``; None where the model reads text
+            only.
 
     Raises:
         CheckpointError: the checkpoint cannot be found, read or run.
-        DeviceError: the device is not there, or its software; OutOfMemory: the weights do not fit.
-        ValueError, TypeError: an argument outside what is described here.
+        DeviceError: the device is not there, or its software.
+        OutOfMemory: the weights do not fit.
+        ValueError: an argument outside what is described here.
+        TypeError: an argument of another type.
     """
 
     def __init__(
@@ -136,7 +148,7 @@ class Reranker(Engine):
         Args:
             query: one content for all documents, or as many in a list as there are documents.  A
                 content is a text, a dict with "text", "image" and "video", or a list of OpenAI's
-                parts; `pyrerank.media.Reader` tells all forms.
+                parts; see docs/inputs.md.
             documents: a list of at least one content; an empty text is an empty document.
             instruction: overrides the engine's for this call.
             media: how pictures are read; None takes the limits of the published models and fetches
@@ -145,11 +157,13 @@ class Reranker(Engine):
                 terminal when the call takes more than a second.
 
         Raises:
-            TypeError, ValueError: an argument of the wrong type or length, a text that is not valid
-                Unicode, a picture that cannot be read, or pictures where the model reads text only;
-                names the argument and its index.  Nothing was scored.
+            TypeError: an argument or a part of a content is of the wrong type.  The message names
+                it, with its index, and nothing was scored; likewise for ValueError.
+            ValueError: lists of the wrong length, a text that is not valid Unicode, a picture that
+                cannot be read, or pictures where the model reads text only.
             ImportError: a video file, and PyAV is not installed.
             NonFiniteScore: the weights or the arithmetic gave a NaN or an infinity.
+            DeviceError: the device failed; `OutOfMemory` and `EngineClosed` say what that leaves.
         """
         results = self.details(
             query, documents, instruction=instruction, media=media, progress=progress

@@ -1,0 +1,52 @@
+"""SVG as text, the same bytes for the same data: no background, and colours that do on light and
+dark."""
+
+from collections.abc import Sequence
+from html import escape
+
+from pyrerank.bench_report import GREY, OURS
+
+OTHER = "#d08a2f"
+LIGHT, DARK = "0.45", "0.9"  # opacities
+
+
+def rect(x: float, y: float, width: float, height: float, colour: str, opacity: str = DARK) -> str:
+    return (
+        f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" '
+        f'fill="{colour}" fill-opacity="{opacity}"/>'
+    )
+
+
+def frame(x: float, y: float, width: float, height: float) -> str:
+    """An empty box."""
+    return (
+        f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" '
+        f'fill="none" stroke="{GREY}" stroke-width="0.8"/>'
+    )
+
+
+def line(x1: float, y1: float, x2: float, y2: float) -> str:
+    return (
+        f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" '
+        f'stroke="{GREY}" stroke-width="0.8"/>'
+    )
+
+
+def text(x: float, y: float, words: object, anchor: str = "start") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(str(words))}</text>'
+
+
+def picture(width: int, height: int, title: str, parts: Sequence[str]) -> str:
+    """A whole file; ``title`` is what a screen reader says."""
+    lines = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        f'width="{width}" height="{height}" role="img" font-family="sans-serif" font-size="13" '
+        f'fill="{GREY}">',
+        f"<title>{escape(title)}</title>",
+        *parts,
+        "</svg>",
+    )
+    return "\n".join(lines) + "\n"
+
+
+__all__ = ["DARK", "GREY", "LIGHT", "OTHER", "OURS", "frame", "line", "picture", "rect", "text"]
