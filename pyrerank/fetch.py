@@ -33,7 +33,8 @@ class Fetcher:
         max_bytes: the most that a body may have.
         seconds: the most that one fetch may take with all its redirects, name resolution aside.
         redirects: the most redirects that are followed.
-        hosts: the only host names that may be asked, of redirects too, whatever the port; None: any.
+        hosts: the only host names that may be asked, of redirects too, whatever the port; None:
+            any.
         private: whether addresses that are not public (private, loopback, link-local, ...) are
             allowed.
 

@@ -15,7 +15,7 @@ from hypothesis import settings
 from tokenizers import Tokenizer
 
 ROOT = Path(__file__).parents[1]
-sys.path += [str(ROOT / "examples"), str(ROOT / "tests")]
+sys.path += [str(ROOT / folder) for folder in ("examples", "tests", "docs/figures")]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 # the machine's load must not decide a test, nor chance a gate; elsewhere chance may find something

@@ -16,7 +16,7 @@ from pyrerank.batch import Run, pack, plan
 from pyrerank.inputs import Prompt, PromptEncoder
 
 FOLDER = Path(__file__).parent
-sys.path += [str(FOLDER), str(FOLDER.parents[1] / "examples")]
+sys.path.append(str(FOLDER.parents[1] / "examples"))
 import qwen_vocab  # noqa: E402
 from drawing import DARK, LIGHT, OTHER, OURS, frame, line, picture, rect, text  # noqa: E402
 
