@@ -62,29 +62,45 @@ class TestPipeline:
         assert drawn == (DOCS / "figures/score_head.svg").read_text()
 
 
-def messages() -> Iterator[str]:
-    """The texts in the code, with "..." for each value that is put into one."""
-    for file in [*(ROOT / "pyrerank").glob("*.py"), ROOT / "setup.py"]:
-        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
-            if isinstance(node, ast.JoinedStr):
-                yield "".join(
-                    v.value if isinstance(v, ast.Constant) else "..." for v in node.values
-                )
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                yield node.value
-    for file in (ROOT / "csrc/host").glob("*.h"):
-        yield re.sub(r'"\s*"', "", file.read_text("utf-8"))
+def code() -> Iterator[ast.AST]:
+    for file in (ROOT / "pyrerank").glob("*.py"):
+        yield from ast.walk(ast.parse(file.read_text("utf-8")))
 
 
-def test_troubleshooting_quotes_messages_of_the_code():
+def words(node: ast.AST) -> str:
+    """A text in the code, with "..." for each value that is put into it."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(map(words, node.values))
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else "..."
+
+
+@pytest.fixture(scope="module")
+def quoted() -> list[re.Pattern[str]]:
+    """The messages that the page on troubleshooting has, as headings and in tables."""
     page = (DOCS / "troubleshooting.md").read_text("utf-8")
-    quoted = re.findall(r"^### `(.*)`$", page, re.M)
-    known = list(messages())
-    assert len(quoted) > 40
-    for heading in quoted:
-        words = re.escape(heading).replace(re.escape("..."), ".{0,120}")
-        pattern = re.compile(words, re.DOTALL)
-        assert any(map(pattern.search, known)), heading
+    found = re.findall(r"^(?:### |\| )`(.+?)`(?: \| .*)?$", page, re.M)
+    assert len(found) > 80
+    return [
+        re.compile(re.escape(message).replace(re.escape("..."), ".{0,120}"), re.DOTALL)
+        for message in found
+    ]
+
+
+def test_troubleshooting_quotes_messages_of_the_code(quoted):
+    known = [words(node) for node in code() if isinstance(node, ast.JoinedStr | ast.Constant)]
+    known.append((ROOT / "csrc/host/launch.h").read_text("utf-8"))
+    for message in quoted:
+        assert any(map(message.search, known)), message.pattern
+
+
+def test_troubleshooting_has_every_error_of_checkpoints_and_devices(quoted):
+    classes = ("CheckpointError", "DeviceError", "OutOfMemory")
+    calls = [node for node in code() if isinstance(node, ast.Call) and node.args]
+    errors = [words(c.args[0]) for c in calls if getattr(c.func, "id", None) in classes]
+    assert len(errors) > 25
+    for error in errors:
+        if re.search("[a-z]", error):  # else all of it is in variables
+            assert any(message.search(error) for message in quoted), error
 
 
 def test_the_api_page_has_every_public_name():
