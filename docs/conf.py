@@ -20,15 +20,16 @@ exclude_patterns = [".*", "build", "dist", "demo-*", "**/__pycache__"]
 
 myst_heading_anchors = 3
 highlight_language = "none"
-smartquotes = False
-default_role = "code"
+smartquotes_action = "D"  # dashes alone: quotes in messages are to be searched for
+default_role = "py:obj"
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 napoleon_use_ivar = True
 napoleon_use_rtype = False
-# What is documented elsewhere, which is not asked for over the network, or not at all.
+# What is documented elsewhere, which is not asked for over the network, or not at all; and what
+# stands in single quotes in a docstring, which need not be public.
 OTHERS = r"(torch|np|numpy|os|collections|Path|Any|optional|pyrerank\.checkpoint)\b.*"
-nitpick_ignore_regex = [("py:.*", OTHERS)]
+nitpick_ignore_regex = [("py:.*", OTHERS), ("py:obj", ".*")]
 
 html_theme = "furo"
 html_title = f"pyrerank {version}"
@@ -41,13 +42,14 @@ html_additional_pages = {"index": "redirect.html"}  # the site's address opens r
 
 
 def public_name(app: Any, env: Any, node: Any, words: Any) -> Any:
-    """Links ``pyrerank.reranker.Score``, where a class is defined, to ``pyrerank.Score``."""
-    name = node.get("reftarget", "").rpartition(".")[2]
-    if node.get("refdomain") != "py" or name not in pyrerank.__all__:
-        return None
-    python = env.get_domain("py")
-    target = f"pyrerank.{name}"
-    return python.resolve_xref(env, node["refdoc"], app.builder, "obj", target, node, words)
+    """Links ``Reranker.score``, and ``pyrerank.reranker.Score``, where that is defined, to what
+    `pyrerank` exports."""
+    target = node.get("reftarget", "")
+    for name in (target, target.rpartition(".")[2]):
+        if node.get("refdomain") == "py" and name.partition(".")[0] in pyrerank.__all__:
+            python, public = env.get_domain("py"), f"pyrerank.{name}"
+            return python.resolve_xref(env, node["refdoc"], app.builder, "obj", public, node, words)
+    return None
 
 
 def setup(app: Any) -> None:
