@@ -15,7 +15,8 @@ release = version = version_of("pyrerank")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_argparse_cli"]
 root_doc = "docs/index"
-include_patterns = ["README*.md", "docs/*.md", "bench/*.md", "examples/*.md", "tests/**/README.md"]
+include_patterns = ["README*.md", "docs/*.md", "*/README.md", "pyrerank/demo/README.md"]
+include_patterns += ["tests/**/README.md"]
 exclude_patterns = [".*", "build", "dist", "demo-*", "**/__pycache__"]
 
 myst_heading_anchors = 3

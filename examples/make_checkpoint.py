@@ -8,7 +8,7 @@ kind. It knows no meaning, no synonyms and no second language: use it to try the
 pictures it knows colours, as words; see `colours.py`.
 
 A token's hidden state is a code, the same for all spellings of a word (" Panther", "panthers"),
-beside nine named channels. The embedding fills the code, a constant, two section marks and the
+beside ten named channels. The embedding fills the code, a constant, two section marks and the
 word's weight; the layers fill the rest. A reranker has three, which count the words that query and
 document share:
 
@@ -42,6 +42,7 @@ import json
 import math
 import unicodedata
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import colours
@@ -52,22 +53,22 @@ from safetensors.torch import save_file
 
 VOCABULARY, HIDDEN, HEAD, NEURONS = 151936, 80, 128, 16
 CODE = 64  # the first channels: the word's code of +1 and -1
-ONE, QUERY_MARK, DOCUMENT_MARK, WEIGHT, PAST_QUERY, PAST_DOCUMENT, SHARE, FOUND, ANSWER = range(
-    CODE, CODE + 9
+ONE, QUERY_MARK, DOCUMENT_MARK, WEIGHT, PAST_QUERY, PAST_DOCUMENT, SHARE, FOUND, ANSWER, LARGE = (
+    range(CODE, CODE + 10)
 )
-# Channels other than codes and ONE are kept small, so that all hidden states have nearly one norm
-# and RMSNorm with that norm as its weight changes nothing.
-SMALL = 0.25
-RMS = math.sqrt((CODE + 1) / HIDDEN)
+# LARGE is the same in all hidden states and most of their norm, and channels other than codes are
+# small: so all have nearly one norm, and RMSNorm with that norm as its weight changes nothing.
+BALLAST, SMALL = 32.0, 0.25
+RMS = math.sqrt((CODE + 1 + BALLAST**2) / HIDDEN)
 # Head dimensions i and i + HEAD / 2 turn together, slower the larger i. Codes take the slow half.
 SLOW = [*range(HEAD // 4, HEAD // 2), *range(3 * HEAD // 4, HEAD)]
 FLAG, OTHER_FLAG, REST = HEAD // 4 - 1, HEAD // 4 - 2, HEAD // 4 - 3  # the next slowest
 
 # Tokens of the templates. A text that holds `<Document` or an unspaced `Query` confuses sections,
 # and so does an unspaced `user` in an embedder of the Qwen3-VL kind.
-QUERY, DOCUMENT, YES, NO = b"Query", b"<Document", b"yes", b"no"
-USER, ASSISTANT = b"user", b"assistant"
-START, VISION_START, VISION_END, IMAGE, VIDEO = 151644, 151652, 151653, 151655, 151656
+QUERY, DOCUMENT, YES, NO = "Query", "<Document", "yes", "no"
+USER, ASSISTANT, START = "user", "assistant", "<|im_start|>"
+VISION_START, VISION_END, IMAGE, VIDEO = 151652, 151653, 151655, 151656
 NATS = 12.0  # e**NATS: the weight of the rarest word that passed over one that did not
 GAIN = 8.0  # logits run from -4, nothing found, to 4, all of it
 LIGHTEST = 0.01  # the weight of the commonest words, where the rarest weigh 1
@@ -118,24 +119,33 @@ def rarity(rank: int) -> float:
     return min(1.0, math.log(rank) / math.log(20000)) ** 3
 
 
-def embeddings(query_mark: bytes = QUERY) -> torch.Tensor:
-    of_token, weights = lexicon()
-    table = torch.zeros(VOCABULARY, HIDDEN)
-    used = len(of_token) + 26  # the added tokens have codes of their own and no weight
-    of_token += range(len(of_token), used)
-    signs = torch.randint(0, 2, (used, CODE), generator=torch.Generator().manual_seed(0))
-    table[:used, :CODE] = signs[torch.tensor(of_token)] * 2.0 - 1.0
-    table[:used, ONE] = 1.0
+def embeddings(
+    codes: Sequence[int],
+    weights: Sequence[float],
+    rows: int,
+    ids: Mapping[str, int],
+    query_mark: str = QUERY,
+) -> torch.Tensor:
+    """The decoder's embeddings [rows, HIDDEN]; rows after the last token's are zero.
+
+    codes: the number of each token's code.
+    weights: of each token's word, 0 to 1; a token without a word weighs 0.
+    ids: of the template's tokens.
+    """
+    used = len(codes)
+    table = torch.zeros(rows, HIDDEN)
+    signs = torch.randint(0, 2, (max(codes) + 1, CODE), generator=torch.Generator().manual_seed(0))
+    table[:used, :CODE] = signs[torch.tensor(codes)] * 2.0 - 1.0
+    table[:used, ONE], table[:used, LARGE] = 1.0, BALLAST
     # Attention weighs by exp, so the log is stored. What weighs nothing cancels having passed.
-    table[:used, WEIGHT] = -SMALL
-    table[: len(weights), WEIGHT] = SMALL * torch.tensor(weights).log().clamp(min=-NATS) / NATS
+    table[:used, WEIGHT] = SMALL * torch.tensor(weights).log().clamp(min=-NATS) / NATS
     for token, mark in [(query_mark, QUERY_MARK), (DOCUMENT, DOCUMENT_MARK)]:
-        table[ranks()[token], mark], table[ranks()[token], WEIGHT] = SMALL, -SMALL
+        table[ids[token], mark], table[ids[token], WEIGHT] = SMALL, -SMALL
     if query_mark == USER:
-        table[ranks()[ASSISTANT], WEIGHT] = -SMALL  # behind the mark too, and no content
+        table[ids[ASSISTANT], WEIGHT] = -SMALL  # behind the mark too, and no content
     # Found outside the document: a little that nobody finds, where the query has only stop words.
-    table[START, FOUND], table[START, WEIGHT] = SMALL, SMALL * math.log(LIGHTEST) / NATS
-    table[ranks()[YES], ANSWER], table[ranks()[NO], ANSWER] = 1.0, -1.0
+    table[ids[START], FOUND], table[ids[START], WEIGHT] = SMALL, SMALL * math.log(LIGHTEST) / NATS
+    table[ids[YES], ANSWER], table[ids[NO], ANSWER] = 1.0, -1.0
     return table
 
 
@@ -241,10 +251,8 @@ def passing_layer() -> Layer:
     return layer
 
 
-def state_dict(vision: bool, embedding: bool) -> dict[str, torch.Tensor]:
-    """The checkpoint's tensors, float32, by their published names."""
-    table = embeddings(USER if vision and embedding else QUERY)
-    prefix = "model.language_model." if vision else "" if embedding else "model."
+def decoder_tensors(table: torch.Tensor, prefix: str, embedding: bool) -> dict[str, torch.Tensor]:
+    """The decoder about these embeddings, float32, by its tensors' published names."""
     layers = [section_layer()]
     layers += [pool_layer()] if embedding else [match_layer(), read_layer()]
     norm = torch.zeros(HIDDEN)
@@ -256,6 +264,19 @@ def state_dict(vision: bool, embedding: bool) -> dict[str, torch.Tensor]:
     tensors = {prefix + "embed_tokens.weight": table, prefix + "norm.weight": norm}
     for number, layer in enumerate(layers):
         tensors |= layer.tensors(f"{prefix}layers.{number}.")
+    return tensors
+
+
+def state_dict(vision: bool, embedding: bool) -> dict[str, torch.Tensor]:
+    """The checkpoint's tensors, float32, by their published names."""
+    codes, weights = lexicon()
+    codes += range(len(codes), len(codes) + 26)  # the added tokens: no word, so no weight
+    weights += [0.0] * 26
+    ids = {token: ranks()[token.encode()] for token in (QUERY, DOCUMENT, YES, NO, USER, ASSISTANT)}
+    mark = USER if vision and embedding else QUERY
+    table = embeddings(codes, weights, VOCABULARY, ids | {START: 151644}, mark)
+    prefix = "model.language_model." if vision else "" if embedding else "model."
+    tensors = decoder_tensors(table, prefix, embedding)
     if vision:
         words = {name: table[ranks()[b" " + name.encode()]] for name in colours.COLOURS}
         words[colours.MIXED] = table[IMAGE].clone()

@@ -28,6 +28,7 @@ ARCHITECTURES = {
     "Qwen3VLForSequenceClassification": ("qwen3-vl", True),
 }
 DECODER_PREFIX = {"qwen3": "model.", "qwen3-vl": "model.language_model."}
+DEMO = Path(__file__).parent / "demo/model"
 VISION_PREFIX = "model.visual."
 
 
@@ -202,6 +203,7 @@ def open_checkpoint(model: str | os.PathLike[str] | Checkpoint) -> Checkpoint:
         model: a folder with ``config.json``, ``tokenizer.json`` and ``*.safetensors``; or a name
             such as ``Qwen/Qwen3-Reranker-0.6B``, looked up in the caches of huggingface_hub and
             ModelScope.  Nothing is ever downloaded.  An opened checkpoint is returned as it is.
+            ``demo``, where there is no such folder, is the small model that ships with pyrerank.
 
     Raises:
         CheckpointError: nothing found (the message says how to get the files), or the folder holds
@@ -243,6 +245,8 @@ def _find(model: str | os.PathLike[str]) -> Path:
     if path.is_dir():
         return path
     name = os.fspath(model)
+    if name == "demo":
+        return DEMO
     if path.exists():
         raise CheckpointError(f"model {name!r} is a file; give the folder that holds it")
     # takes a fifth of a second, and a folder needs none of it

@@ -1,19 +1,18 @@
-"""The command line: ``pyrerank score | rank | explain | embed | convert | bench | info``."""
+"""The command line: ``pyrerank demo | score | rank | ...``."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
-import shutil
 import sys
-import unicodedata
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pyrerank import __version__
+from pyrerank.display import in_words, print_scores
 from pyrerank.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -54,6 +53,7 @@ PICTURES = """
 An image or a video is a path, relative to the working directory, a data: URI, or with --fetch an
 http(s) URL.
 """
+DEVICE = "cpu, npu[:N] or cuda[:N] (default: the best there is)"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -91,7 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--model", required=True, help="checkpoint folder, or a cached hub name")
+    common.add_argument(
+        "--model", required=True, help="checkpoint folder, cached hub name, or demo"
+    )
     common.add_argument(
         "--instruction",
         help="what counts as relevant, or what vectors are for (default: the model's)",
@@ -129,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     work.add_argument("--input", metavar="FILE", help="JSON lines to work through; - is stdin")
     work.add_argument("--output", metavar="FILE", help="a new file for the results of --input")
     work.add_argument("--resume", action="store_true", help="go on with an existing --output")
-    work.add_argument("--device", help="cpu, npu[:N] or cuda[:N] (default: the best there is)")
+    work.add_argument("--device", help=DEVICE)
     work.add_argument(
         "--graph",
         action=argparse.BooleanOptionalAction,
@@ -151,6 +153,9 @@ def _parser() -> argparse.ArgumentParser:
         "--no-normalize", action="store_true", help="do not bring vectors to length 1"
     )
 
+    demo = argparse.ArgumentParser(add_help=False)
+    demo.add_argument("--html", metavar="FILE", help="write a page with the pictures, too")
+    demo.add_argument("--device", help=DEVICE)
     conversion = argparse.ArgumentParser(add_help=False)
     conversion.add_argument("source", metavar="SRC", help="checkpoint folder, or a cached hub name")
     conversion.add_argument("target", metavar="DST", help="a new folder")
@@ -176,6 +181,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=globals()[f"_{name}"])
 
     scoring = SCORING + PICTURES
+    command("demo", "rank what ships with pyrerank, by a model that does", [demo], "")
     command("score", "score documents, in the order given", [common, pairs, work], scoring)
     command("rank", "sort documents by relevance", [common, pairs, work, top], scoring)
     command("explain", "print the exact prompts and their token ids", [common, pairs], scoring)
@@ -184,6 +190,18 @@ def _parser() -> argparse.ArgumentParser:
     command("bench", "time the kernels against the same in plain torch", [benchmark], "")
     command("info", "print versions, devices, kernels, and what an NPU would need", [], "")
     return parser
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from pyrerank import demo
+
+    ranked = list(demo.rankings(args.device))
+    for n, ranking in enumerate(ranked):
+        print("\n" * (n > 0) + in_words(ranking.query))
+        print_scores(ranking.scores, ranking.documents)
+    if args.html is not None:
+        Path(args.html).write_text(demo.page(ranked), "utf-8")
+    return 0
 
 
 def _bench(args: argparse.Namespace) -> int:
@@ -220,7 +238,7 @@ def _score(args: argparse.Namespace) -> int:
     query, documents = _pairs(args)
     media = _media(args)
     scores = _reranker(args).score(query, documents, media=media, progress=args.progress)
-    _print(enumerate(scores), documents)
+    print_scores(enumerate(scores), documents)
     return 0
 
 
@@ -232,7 +250,7 @@ def _rank(args: argparse.Namespace) -> int:
     ranking = _reranker(args).rank(
         query, documents, top_n=args.top_n, media=media, progress=args.progress
     )
-    _print(((item.index, item.score) for item in ranking), documents)
+    print_scores(((item.index, item.score) for item in ranking), documents)
     return 0
 
 
@@ -386,37 +404,3 @@ def _query(args: argparse.Namespace) -> object:
     if parts and args.query is not None:
         parts.append({"type": "text", "text": args.query})
     return parts or args.query
-
-
-def _print(results: Iterable[tuple[int, float]], documents: list[Any]) -> None:
-    width = shutil.get_terminal_size((100, 0)).columns - 17
-    for index, score in results:
-        print(f"{score:.6f}  [{index}]".ljust(16), _clip(_shown(documents[index]), width))
-
-
-def _shown(document: str | dict[str, Any]) -> str:
-    """A document as words: its text, after its pictures' names in brackets."""
-    if isinstance(document, str):
-        return document
-    names = [name for kind in ("video", "image") for name in _leaves(document.get(kind))]
-    # of a data: URI what it is, not what it holds
-    names = [n.partition(",")[0] if n[:5].lower() == "data:" else n for n in names]
-    return " ".join([*(f"[{name}]" for name in names), *_leaves(document.get("text"))])
-
-
-def _leaves(value: Any) -> list[str]:
-    """What a value, or a list of values or lists, or None, holds."""
-    if isinstance(value, list):
-        return [leaf for inner in value for leaf in _leaves(inner)]
-    return [] if value is None else [value]
-
-
-def _clip(text: str, width: int) -> str:
-    """The text on one line of at most ``width`` columns; Chinese characters take two."""
-    text = " ".join(text.split())
-    columns = 0
-    for end, char in enumerate(text):
-        columns += 2 if unicodedata.east_asian_width(char) in "WF" else 1
-        if columns > width:
-            return text[: end - 1] + "…"
-    return text

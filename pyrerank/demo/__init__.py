@@ -1,0 +1,67 @@
+"""What ships with the package to try it: a small model, and texts and pictures for it to rank.
+
+The model is the one that ``model="demo"`` names; README.md in this folder says what it can do.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyrerank.display import in_words
+
+FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """A query and its documents, contents in the form of `pyrerank rank --input` whose pictures
+    are paths within this folder; the documents' numbers and scores, the best first."""
+
+    query: Any
+    documents: list[Any]
+    scores: list[tuple[int, float]]
+
+
+def rankings(device: str | None = None) -> Iterator[Ranking]:
+    """Ranks what ships with the package, query by query.  ``device`` is as in `Reranker`."""
+    from pyrerank.reranker import Reranker
+
+    engine = Reranker(FOLDER / "model", device=device)
+    for line in (FOLDER / "queries.jsonl").read_text("utf-8").splitlines():
+        case = json.loads(line)
+        documents = case["documents"]
+        ranked = engine.rank(_found(case["query"]), [_found(document) for document in documents])
+        scores = [(hit.index, hit.score) for hit in ranked]
+        yield Ranking(case["query"], documents, scores)
+
+
+def _found(content: Any) -> Any:
+    """The content with the path of its picture from anywhere."""
+    return content if isinstance(content, str) else {"image": str(FOLDER / content["image"])}
+
+
+def page(ranked: Iterable[Ranking]) -> str:
+    """The rankings as an HTML page that needs no other file."""
+    sections = []
+    for ranking in ranked:
+        rows = "".join(
+            f'<li><meter value="{score:.6f}"></meter> <b>{score:.3f}</b> '
+            f"{_element(ranking.documents[index])}</li>\n"
+            for index, score in ranking.scores
+        )
+        sections.append(f"<h2>{_element(ranking.query)}</h2>\n<ol>\n{rows}</ol>\n")
+    return (FOLDER / "page.html").read_text("utf-8").replace("RANKINGS", "".join(sections))
+
+
+def _element(content: Any) -> str:
+    if isinstance(content, str):
+        return f"<span>{html.escape(content)}</span>"
+    data = base64.b64encode((FOLDER / content["image"]).read_bytes()).decode()
+    name = html.escape(in_words(content))
+    return f'<img src="data:image/png;base64,{data}" alt="{name}" title="{name}">'
