@@ -28,7 +28,7 @@ except ModuleNotFoundError:  # installed without a compiler; a broken extension 
 DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
 POOL_MODES = ("last", "mean", "cls")
 SMALLEST_NORM = 1e-12
-ELEMENTS_PER_THREAD = 2**17  # of hidden: 10 us of a copy at least; to wake a thread takes about 6
+ELEMENTS_PER_THREAD = 2**16  # of hidden: some 10 us of work
 
 
 # ---- the operators ------------------------------------------------------------------------------

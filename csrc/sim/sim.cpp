@@ -1,4 +1,4 @@
-// Launches: blocks over a pool of threads (fast) or one after another under the checker (strict),
+// Launches: blocks over OpenMP's threads (fast) or one after another under the checker (strict),
 // and the counters.
 #include "sim.h"
 
@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <condition_variable>
 #include <cstdlib>
 #include <exception>
 #include <memory>
@@ -14,7 +13,6 @@
 #include <new>
 #include <random>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "check.h"
@@ -78,99 +76,46 @@ struct Job {
     }
 };
 
-// Threads that help with the blocks of one launch at a time. Never destroyed: its threads outlive
-// static destruction.
-class Pool {
-public:
-    std::unique_ptr<CoreMemory> TakeCore()
-    {
-        std::lock_guard<std::mutex> lock(cores_mutex_);
-        if (cores_.empty()) return std::make_unique<CoreMemory>();
-        std::unique_ptr<CoreMemory> core = std::move(cores_.back());
-        cores_.pop_back();
-        return core;
-    }
+std::mutex cores_mutex;
+std::vector<std::unique_ptr<CoreMemory>>* cores = nullptr;  // outlives static destruction
 
-    void ReturnCore(std::unique_ptr<CoreMemory> core)
-    {
-        std::lock_guard<std::mutex> lock(cores_mutex_);
-        cores_.push_back(std::move(core));
-    }
-
-    // The caller runs blocks itself and waits only for helpers that have begun: one that wakes late
-    // finds no job.
-    void Help(Job& job, int helpers, Core& own)
-    {
-        std::unique_lock<std::mutex> launch(launch_mutex_, std::try_to_lock);
-        if (!launch.owns_lock()) return job.Run(own);  // another launch has the threads
-        {
-            std::lock_guard<std::mutex> lock(mutex_);
-            while (static_cast<int>(threads_.size()) < helpers)
-                threads_.emplace_back([this] { Work(); });
-            job_ = &job;
-            wanted_ = helpers;
-        }
-        for (int i = 0; i < helpers; ++i) wake_.notify_one();
-        job.Run(own);
-        std::unique_lock<std::mutex> lock(mutex_);
-        job_ = nullptr;
-        wanted_ = 0;
-        done_.wait(lock, [this] { return running_ == 0; });
-    }
-
-private:
-    void Work()
-    {
-        std::unique_ptr<CoreMemory> memory = TakeCore();
-        std::unique_lock<std::mutex> lock(mutex_);
-        for (;;) {
-            wake_.wait(lock, [this] { return wanted_ > 0; });
-            Job* job = job_;
-            wanted_ -= 1;
-            running_ += 1;
-            lock.unlock();
-            memory->core.counters = Counters{};
-            job->Run(memory->core);
-            {
-                std::lock_guard<std::mutex> merge(totals_mutex);
-                Merge(totals, memory->core.counters);
-            }
-            lock.lock();
-            running_ -= 1;
-            if (running_ == 0) done_.notify_one();
-        }
-    }
-
-    std::mutex launch_mutex_, mutex_, cores_mutex_;
-    std::condition_variable wake_, done_;
-    std::vector<std::thread> threads_;
-    std::vector<std::unique_ptr<CoreMemory>> cores_;
-    Job* job_ = nullptr;
-    int wanted_ = 0;
-    int running_ = 0;
-};
-
-std::atomic<Pool*> the_pool{nullptr};
-
-// A child of fork() has none of its parent's threads, and may have its locks held: it starts
-// afresh.
-void ForgetAfterFork()
+std::unique_ptr<CoreMemory> TakeCore()
 {
-    the_pool = nullptr;
-    new (&totals_mutex) std::mutex;
-    new (&checked_mutex) std::mutex;
+    std::unique_ptr<CoreMemory> memory;
+    {
+        std::lock_guard<std::mutex> lock(cores_mutex);
+        if (cores != nullptr && !cores->empty()) {
+            memory = std::move(cores->back());
+            cores->pop_back();
+        }
+    }
+    if (memory == nullptr) memory = std::make_unique<CoreMemory>();
+    memory->core.pipe = nullptr;
+    memory->core.counters = Counters{};
+    return memory;
 }
 
-Pool& ThePool()
+// Adds what the core has counted to the totals.
+void ReturnCore(std::unique_ptr<CoreMemory> memory)
 {
-    Pool* pool = the_pool.load(std::memory_order_acquire);
-    if (pool != nullptr) return *pool;
-    static std::once_flag registered;
-    std::call_once(registered, [] { pthread_atfork(nullptr, nullptr, ForgetAfterFork); });
-    Pool* fresh = new Pool;
-    if (the_pool.compare_exchange_strong(pool, fresh)) return *fresh;
-    delete fresh;
-    return *pool;
+    {
+        std::lock_guard<std::mutex> lock(totals_mutex);
+        Merge(totals, memory->core.counters);
+    }
+    std::lock_guard<std::mutex> lock(cores_mutex);
+    if (cores == nullptr) cores = new std::vector<std::unique_ptr<CoreMemory>>;
+    cores->push_back(std::move(memory));
+}
+
+// A child of fork() has none of its parent's threads, which OpenMP does not know and would wait
+// for; and locks may be held.
+bool forked = false;
+
+void AfterFork()
+{
+    forked = true;
+    cores = nullptr;
+    for (std::mutex* each : {&totals_mutex, &checked_mutex, &cores_mutex}) new (each) std::mutex;
 }
 
 #if ASCENDC_SIM_STRICT
@@ -229,38 +174,40 @@ void detail::Launch(const char* kernel, uint32_t block_dim, [[maybe_unused]] int
         throw Error(std::string(kernel) + ": launched with blockDim " + std::to_string(block_dim) +
                     "; it must be 1 to 65535");
     }
-    Pool& pool = ThePool();
-    std::unique_ptr<CoreMemory> memory = pool.TakeCore();
-    Core& core = memory->core;
-    core.pipe = nullptr;
-    core.counters = Counters{};
-    core.counters.launches = 1;
+    static std::once_flag registered;
+    std::call_once(registered, [] { pthread_atfork(nullptr, nullptr, AfterFork); });
     std::exception_ptr error;
 #if ASCENDC_SIM_STRICT
+    std::unique_ptr<CoreMemory> memory = TakeCore();
+    memory->core.counters.launches = 1;
     try {
         std::lock_guard<std::mutex> lock(checked_mutex);
-        RunChecked(kernel, block_dim, regions, call, body, core);
+        RunChecked(kernel, block_dim, regions, call, body, memory->core);
     } catch (...) {
         error = std::current_exception();
     }
+    ReturnCore(std::move(memory));
 #else
     Job job;
     job.call = call;
     job.body = body;
     job.block_dim = block_dim;
-    int helpers = std::min<int64_t>(threads, block_dim) - 1;
+    auto run = [&job](uint64_t launches) {
+        std::unique_ptr<CoreMemory> memory = TakeCore();
+        memory->core.counters.launches = launches;
+        job.Run(memory->core);
+        ReturnCore(std::move(memory));
+    };
+    // torch's threads, where it has the same OpenMP: they are awake after its own operators
+    int helpers = forked ? 0 : std::min<int64_t>(threads, block_dim) - 1;
     if (helpers > 0) {
-        pool.Help(job, helpers, core);
+#pragma omp parallel for num_threads(helpers + 1) schedule(static, 1)
+        for (int i = 0; i <= helpers; ++i) run(i == 0);
     } else {
-        job.Run(core);
+        run(1);
     }
     error = job.error;
 #endif
-    {
-        std::lock_guard<std::mutex> lock(totals_mutex);
-        Merge(totals, core.counters);
-    }
-    pool.ReturnCore(std::move(memory));
     if (error) std::rethrow_exception(error);
 }
 
