@@ -30,9 +30,10 @@ class Ranking:
 
 def rankings(device: str | None = None) -> Iterator[Ranking]:
     """Ranks what ships with the package, query by query.  ``device`` is as in `Reranker`."""
+    from pyrerank.checkpoint import DEMO
     from pyrerank.reranker import Reranker
 
-    engine = Reranker(FOLDER / "model", device=device)
+    engine = Reranker(DEMO, device=device)
     for line in (FOLDER / "queries.jsonl").read_text("utf-8").splitlines():
         case = json.loads(line)
         documents = case["documents"]
