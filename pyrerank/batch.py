@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from itertools import accumulate, islice
+from itertools import accumulate, count, islice
 
 import numpy as np
 import torch
@@ -179,8 +179,15 @@ class Prefix:
         return key, value
 
 
+def in_windows(prompts: Iterable[Prompt]) -> Iterator[list[Prompt]]:
+    """A stream of prompts in lists of as many as are sorted together."""
+    stream = iter(prompts)
+    while window := list(islice(stream, WINDOW)):
+        yield window
+
+
 def plan(
-    prompts: Iterable[Prompt],
+    windows: Iterable[Sequence[Prompt]],
     token_budget: int,
     *,
     share: bool,
@@ -191,10 +198,12 @@ def plan(
     """Divides a stream of prompts into runs that compute at most ``token_budget`` tokens each.
 
     With ``share``, a prompt computes what follows its longest prefix in common with the one before
-    it: sorted, as they are, prompts compute each token of the tree that they form once.  Otherwise
-    prompts stay in order, and compute all.  A prompt that is over a limit gets a run of its own.
+    it: the prompts of a window are sorted, and compute each token of the tree that they form once.
+    Otherwise prompts stay in order, and compute all.  A prompt that is over a limit gets a run of
+    its own.
 
     Args:
+        windows: prompts that are sorted together; members of runs are counted through all of them.
         sequences: most prompts of a run.
         most_shared: most keys of a run that prompts have from others, the sum of ``Run.shared``.
         chained: whether a run goes on from the one before; else its first prompt computes all.
@@ -203,7 +212,7 @@ def plan(
     taken: list[Prompt] = []
     skips: list[int] = []
     computed = shared = 0
-    for member, prompt, skip in _in_order(prompts, share):
+    for member, prompt, skip in _in_order(windows, share):
         if members and (
             computed + len(prompt.ids) - skip > token_budget
             or shared + skip > most_shared
@@ -221,16 +230,18 @@ def plan(
         yield Run(members, taken, skips, 0)
 
 
-def _in_order(prompts: Iterable[Prompt], share: bool) -> Iterator[tuple[int, Prompt, int]]:
+def _in_order(
+    windows: Iterable[Sequence[Prompt]], share: bool
+) -> Iterator[tuple[int, Prompt, int]]:
     """Place, prompt, and how many tokens it has in common with the one yielded before."""
-    if not share:
-        yield from ((n, prompt, 0) for n, prompt in enumerate(prompts))
-        return
-    stream = enumerate(prompts)
+    places = count()
     before = np.empty(0, ">u8")
-    while window := [(_key(prompt), n, prompt) for n, prompt in islice(stream, WINDOW)]:
-        window.sort(key=lambda entry: entry[0].tobytes())
-        for key, n, prompt in window:
+    for window in windows:
+        if not share:
+            yield from ((n, prompt, 0) for prompt, n in zip(window, places, strict=False))
+            continue
+        keyed = [(_key(prompt), next(places), prompt) for prompt in window]
+        for key, n, prompt in sorted(keyed, key=lambda entry: entry[0].tobytes()):
             shorter = min(len(before), len(key) - 1)  # the last token is always computed
             different = np.flatnonzero(before[:shorter] != key[:shorter])
             yield n, prompt, int(different[0]) if len(different) else shorter

@@ -69,6 +69,14 @@ class Checkpoint:
         """What stands before the decoder's names; in Qwen3-Embedding's files, nothing."""
         return "" if "embed_tokens.weight" in self.tensors else DECODER_PREFIX[self.family]
 
+    @property
+    def task(self) -> str | None:
+        """The only thing the weights are for: "score" or "embed"; None where they can do both."""
+        if self.classifier:
+            return "score"
+        headless = not self.tied and "lm_head.weight" not in self.tensors
+        return "embed" if headless or not self._prefix else None
+
     def tokenizer(self) -> Tokenizer:
         """The tokenizer stored beside the weights."""
         file = self.path / "tokenizer.json"

@@ -1,4 +1,4 @@
-"""The command line: ``pyrerank demo | score | rank | ...``."""
+"""The command line: ``pyrerank COMMAND``, see ``pyrerank --help``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from pyrerank import __version__
 from pyrerank.display import in_words, print_scores
 from pyrerank.errors import DeviceError
+from pyrerank.serve import arguments
 
 if TYPE_CHECKING:
     from pyrerank.jsonl import EmbedTask, ScoreTask
@@ -115,6 +116,15 @@ def _parser() -> argparse.ArgumentParser:
         help="fetch from this host; repeat it for several; no other host is asked",
     )
 
+    loading = argparse.ArgumentParser(add_help=False)
+    loading.add_argument("--device", help=DEVICE)
+    loading.add_argument(
+        "--graph",
+        action=argparse.BooleanOptionalAction,
+        help="capture passes as graphs and replay them (default: on an NPU)",
+    )
+    loading.add_argument("--dtype", help="float32 or bfloat16 (default: what suits the device)")
+
     pairs = argparse.ArgumentParser(add_help=False)
     pairs.add_argument("--query", metavar="TEXT", help="the query, for all documents")
     for kind in ("image", "video"):
@@ -127,17 +137,10 @@ def _parser() -> argparse.ArgumentParser:
     pairs.add_argument("texts", nargs="*", metavar="DOCUMENT", help="a document's text")
     pairs.add_argument("--documents", metavar="FILE", help="JSON lines with documents")
 
-    work = argparse.ArgumentParser(add_help=False)
+    work = argparse.ArgumentParser(add_help=False, parents=[loading])
     work.add_argument("--input", metavar="FILE", help="JSON lines to work through; - is stdin")
     work.add_argument("--output", metavar="FILE", help="a new file for the results of --input")
     work.add_argument("--resume", action="store_true", help="go on with an existing --output")
-    work.add_argument("--device", help=DEVICE)
-    work.add_argument(
-        "--graph",
-        action=argparse.BooleanOptionalAction,
-        help="capture passes as graphs and replay them (default: on an NPU)",
-    )
-    work.add_argument("--dtype", help="float32 or bfloat16 (default: what suits the device)")
     work.add_argument(
         "--progress",
         action=argparse.BooleanOptionalAction,
@@ -186,6 +189,8 @@ def _parser() -> argparse.ArgumentParser:
     command("rank", "sort documents by relevance", [common, pairs, work, top], scoring)
     command("explain", "print the exact prompts and their token ids", [common, pairs], scoring)
     command("embed", "make vectors", [common, work, vectors], EMBEDDING + PICTURES)
+    serving = [common, loading, arguments.parser()]
+    command("serve", "answer requests over HTTP", serving, arguments.EXAMPLES)
     command("convert", "make a reranker a one-label classifier", [conversion], CONVERSION)
     command("bench", "time the kernels against the same in plain torch", [benchmark], "")
     command("info", "print versions, devices, kernels, and what an NPU would need", [], "")
@@ -283,6 +288,17 @@ def _embed(args: argparse.Namespace) -> int:
     return _run_lines(args, load)
 
 
+def _serve(args: argparse.Namespace) -> int:
+    if args.fetch:
+        raise ValueError("a server asks the hosts that it is told: give --fetch-host, not --fetch")
+    try:
+        from pyrerank.serve.command import serve
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{error}; serving needs pip install 'pyrerank[serve]'") from None
+
+    return serve(args, _media(args, files=False))
+
+
 def _convert(args: argparse.Namespace) -> int:
     from pyrerank.convert import BOUND, convert
 
@@ -362,7 +378,7 @@ def _reranker(args: argparse.Namespace) -> Reranker:
     )
 
 
-def _media(args: argparse.Namespace) -> Media:
+def _media(args: argparse.Namespace, files: bool = True) -> Media:
     from pyrerank.fetch import Fetcher
     from pyrerank.media import Media
 
@@ -372,7 +388,7 @@ def _media(args: argparse.Namespace) -> Media:
         if getattr(args, name) is not None
     }
     fetch = Fetcher(hosts=args.fetch_host) if args.fetch or args.fetch_host else None
-    return Media(fetch=fetch, **limits)
+    return Media(files=files, fetch=fetch, **limits)
 
 
 def _pairs(args: argparse.Namespace) -> tuple[Any, list[Any]]:

@@ -14,8 +14,8 @@ import torch
 from pyrerank import ops
 from pyrerank.checkpoint import Checkpoint, model_key, open_checkpoint
 from pyrerank.engine import Engine
-from pyrerank.errors import CheckpointError, NonFiniteScore
-from pyrerank.inputs import EmbeddingEncoder, Input, check_list, unique
+from pyrerank.errors import CheckpointError
+from pyrerank.inputs import EmbeddingEncoder, Input, Prompt, check_list
 from pyrerank.media import Reader
 from pyrerank.model import RMSNorm
 from pyrerank.pictures import Media
@@ -55,7 +55,7 @@ class _PoolHead:
         )
 
 
-class Embedder(Engine):
+class Embedder(Engine[Input, Embedding]):
     """A loaded embedding model.
 
     Args:
@@ -69,9 +69,12 @@ class Embedder(Engine):
     Raises: as `Reranker`.
     """
 
+    _unit, _named = "input", "inputs[{}]"
+    _encoder: EmbeddingEncoder
+
     def __init__(
         self,
-        model: str | os.PathLike[str],
+        model: str | os.PathLike[str] | Checkpoint,
         *,
         dim: int | None = None,
         normalize: bool = True,
@@ -91,9 +94,9 @@ class Embedder(Engine):
                 "pyrerank score"
             )
         self.dim = size if dim is None else dim
-        self._encoder = _encoder(checkpoint)
         super().__init__(
             checkpoint,
+            _encoder(checkpoint),
             lambda device: _PoolHead(dim, normalize),
             device=device,
             dtype=dtype,
@@ -141,17 +144,8 @@ class Embedder(Engine):
         """Reads and validates one input for `run`; ``name`` is what error messages call it."""
         return self._encoder.input(name, value, instruction, reader)
 
-    def run(self, inputs: Sequence[Input], *, progress: bool | None = None) -> list[Embedding]:
-        """Embeds validated inputs, in order, however many there are; equal ones are run once."""
-        each = unique(inputs)
-        results: dict[Input, Embedding] = {}
-        passes = self.passes(self._encoder.stream(each), len(each), "input", progress)
-        for item, (prompt, row) in zip(each, passes, strict=True):
-            vector = row.float().numpy()
-            if not np.isfinite(vector).all():
-                raise NonFiniteScore(self._not_finite(f"inputs[{inputs.index(item)}]"))
-            results[item] = Embedding(vector, len(prompt.ids), prompt.truncated)
-        return [results[item] for item in inputs]
+    def result(self, prompt: Prompt, row: torch.Tensor) -> Embedding:
+        return Embedding(row.float().numpy(), len(prompt.ids), prompt.truncated)
 
 
 def embed(

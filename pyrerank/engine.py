@@ -10,24 +10,33 @@ import math
 import traceback
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NoReturn
+from typing import Generic, NoReturn, TypeVar
 
 import torch
 from tqdm import tqdm
 
 from pyrerank.ahead import ahead
 from pyrerank.attention import Attend, FusedInfer, causal_mask, choose, gathers
-from pyrerank.batch import MAX_SEQUENCES, SHARED_PER_TOKEN, Batch, Prefix, Run, pack, plan
+from pyrerank.batch import (
+    MAX_SEQUENCES,
+    SHARED_PER_TOKEN,
+    Batch,
+    Prefix,
+    Run,
+    in_windows,
+    pack,
+    plan,
+)
 from pyrerank.checkpoint import Checkpoint
 from pyrerank.device import reserve, resolve, runtime, works
-from pyrerank.errors import DeviceError, EngineClosed, OutOfMemory
+from pyrerank.errors import DeviceError, EngineClosed, NonFiniteScore, OutOfMemory
 from pyrerank.features import Features
 from pyrerank.graph import GraphError, Graphs
-from pyrerank.inputs import Prompt
+from pyrerank.inputs import Encoder, Item, Prompt, unique
 from pyrerank.model import Decoder, RMSNorm
 from pyrerank.vision import VisionTower
 
@@ -39,6 +48,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # From hidden states [B, hidden_size] of last tokens, before the final norm, to rows of results.
 Head = Callable[[torch.Tensor, RMSNorm], torch.Tensor]
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -59,11 +70,12 @@ class _Model:
         return Prefix(deque([None] * len(self.decoder.layers)))
 
 
-class Engine:
+class Engine(Generic[Item, Result]):
     """A decoder with a head, loaded onto a device.
 
     Args:
         checkpoint: where the decoder's weights are.
+        encoder: makes prompts of items.
         head: makes the head, on the device that it is given.
         device, dtype, token_budget, graph, vision_cache: see `Reranker`.
 
@@ -80,9 +92,13 @@ class Engine:
     Raises: as `Reranker`.
     """
 
+    _unit: str  # what an item is called, beside a number
+    _named: str  # what the item of an index is called
+
     def __init__(
         self,
         checkpoint: Checkpoint,
+        encoder: Encoder[Item],
         head: Callable[[torch.device], Head],
         *,
         device: str | torch.device | None,
@@ -103,6 +119,7 @@ class Engine:
             token_budget = TOKEN_BUDGET_CPU if self.device.type == "cpu" else TOKEN_BUDGET
         self.token_budget = token_budget
         self.checkpoint = checkpoint
+        self._encoder = encoder
         self.computed = 0
         self.share_prefixes = self.prune_last_layer = True
         self._lost: str | None = None
@@ -164,32 +181,84 @@ class Engine:
                 except GraphError as error:
                     self._give_up_graphs(error)
 
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens of a whole prompt."""
+        return self._encoder.max_tokens
+
+    def encode(self, items: Sequence[Item], max_tokens: int | None = None) -> list[Prompt]:
+        """Prompts of validated items, in any thread; see `Encoder.encode`."""
+        return self._encoder.encode(items, max_tokens)
+
+    def first_tokens(self, text: str, count: int) -> str:
+        """The beginning of a text that has ``count`` tokens, in any thread."""
+        return self._encoder.first_tokens(text, count)
+
+    def result(self, prompt: Prompt, row: torch.Tensor) -> Result:
+        """What a finite row of `stream` says of its prompt."""
+        raise NotImplementedError
+
+    def _not_finite(self, name: str) -> NonFiniteScore:
+        """The error, with its cause, for a row that is not finite; ``name`` is what it calls its
+        prompt."""
+        bad = self.checkpoint.not_finite()
+        cause = (
+            f"the checkpoint's weights are not finite: {', '.join(bad[:4])}"
+            if bad
+            else f"the arithmetic overflowed in {self.dtype}; try dtype='float32'"
+        )
+        return NonFiniteScore(
+            f"the model gave NaN or infinity for {name} ({self.checkpoint.path}): {cause}"
+        )
+
+    def run(self, items: Sequence[Item], *, progress: bool | None = None) -> list[Result]:
+        """Results of validated items, in order, however many there are; equal ones are run once."""
+        each = unique(items)
+        results: dict[Item, Result] = {}
+        passes = self.passes(self._encoder.stream(each), len(each), self._unit, progress)
+        for item, (prompt, row) in zip(each, passes, strict=True):
+            if not row.isfinite().all():
+                raise self._not_finite(self._named.format(items.index(item)))
+            results[item] = self.result(prompt, row)
+        return [results[item] for item in items]
+
+    def stream(
+        self, windows: Iterable[Sequence[Prompt]]
+    ) -> Generator[tuple[Run, torch.Tensor], None, None]:
+        """Runs prompts, however many there are; yields each pass with its rows of results, on the
+        host.
+
+        Windows are taken as passes need them, one pass ahead, in a thread of its own.
+        """
+        prefix = self._model.no_prefix()
+        with closing(ahead((run, pack(run)) for run in self._plan(windows))) as packed:
+            for run, batch in packed:
+                yield run, self._forward(run, batch, prefix)
+
     def passes(
         self, prompts: Iterable[Prompt], total: int, unit: str, progress: bool | None
     ) -> Iterator[tuple[Prompt, torch.Tensor]]:
-        """Runs prompts, however many there are; yields each with its row of results, on the host.
+        """As `stream`, but yields prompts in order, each with its row.
 
         ``total`` and ``unit`` are for the progress bar; ``progress`` as in `Reranker.score`.
         """
         hide = None if progress is None else not progress  # tqdm's None: hidden unless a terminal
         delay = 1 if progress is None else 0
         with tqdm(total=total, unit=unit, disable=hide, delay=delay, leave=False) as bar:
-            prefix = self._model.no_prefix()
             waiting: dict[int, tuple[Prompt, torch.Tensor]] = {}
             done = 0
-            for run, batch in ahead((run, pack(run)) for run in self._plan(prompts)):
-                rows = self._forward(run, batch, prefix)
+            for run, rows in self.stream(in_windows(prompts)):
                 waiting |= zip(run.members, zip(run.prompts, rows, strict=True), strict=True)
                 while done in waiting:
                     yield waiting.pop(done)
                     done += 1
                 bar.update(len(run.members))
 
-    def _plan(self, prompts: Iterable[Prompt]) -> Iterator[Run]:
+    def _plan(self, windows: Iterable[Sequence[Prompt]]) -> Iterator[Run]:
         graphs = self.graphs
         bounded = graphs is not None or gathers(self._attend)
         return plan(
-            prompts,
+            windows,
             self.token_budget,
             share=self.share_prefixes,
             sequences=MAX_SEQUENCES if graphs is None else graphs.buckets[-1].sequences,
@@ -269,16 +338,6 @@ class Engine:
         )
         self.graphs = None
         raise EngineClosed(self._lost)
-
-    def _not_finite(self, what: str) -> str:
-        """That and why the model gave NaN or infinity for ``what``, a pair or an input."""
-        bad = self.checkpoint.not_finite()
-        cause = (
-            f"the checkpoint's weights are not finite: {', '.join(bad[:4])}"
-            if bad
-            else f"the arithmetic overflowed in {self.dtype}; try dtype='float32'"
-        )
-        return f"the model gave NaN or infinity for {what} ({self.checkpoint.path}): {cause}"
 
 
 def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:

@@ -167,7 +167,7 @@ def single_token(tokenizer: Tokenizer, token: str) -> int:
     return int(id)
 
 
-Item = TypeVar("Item", Pair, Input)
+Item = TypeVar("Item", bound=Pair | Input)
 
 
 def unique(items: Iterable[Item]) -> list[Item]:
@@ -187,12 +187,12 @@ class Encoder(Generic[Item]):
     Args:
         tokenizer: the checkpoint's.
         family: ``"qwen3"``, which reads text only, or ``"qwen3-vl"``.
-        max_tokens: of a whole prompt.
+        max_tokens: of a whole prompt; an attribute, too.
     """
 
     def __init__(self, tokenizer: Tokenizer, family: str, max_tokens: int) -> None:
         self.family = family
-        self._max_tokens = max_tokens
+        self.max_tokens = max_tokens
         self._tokenizer = tokenizer
         self._text = plain_text(tokenizer)
         self._token = cache(lambda token: single_token(tokenizer, token))
@@ -210,9 +210,14 @@ class Encoder(Generic[Item]):
         for start in range(0, len(items), 256):
             yield from self.encode(items[start : start + 256])
 
-    def encode(self, items: Sequence[Item]) -> list[Prompt]:
-        """Encodes in parallel; where the limit demands, cuts the text of contents, the last content
-        first, each from its end."""
+    def encode(self, items: Sequence[Item], max_tokens: int | None = None) -> list[Prompt]:
+        """Encodes in parallel; where the limit demands, the model's or a lower ``max_tokens``, cuts
+        the text of contents, the last content first, each from its end.
+
+        Raises:
+            ValueError: ``max_tokens`` is less than what is not text.
+        """
+        limit = self.max_tokens if max_tokens is None else min(max_tokens, self.max_tokens)
         wordings = [self.wording(item) for item in items]
         own = [{text: wording.texts[text] for text, *_ in wording.own} for wording in wordings]
         texts = [text for each in own for text in each.values()]
@@ -220,8 +225,13 @@ class Encoder(Generic[Item]):
         prompts = []
         for item, wording, each in zip(items, wordings, own, strict=True):
             encoded = {i: next(encodings) for i in each}
-            prompts.append(self._assemble(wording, encoded, _visuals(item)))
+            prompts.append(self._assemble(wording, encoded, _visuals(item), limit))
         return prompts
+
+    def first_tokens(self, text: str, count: int) -> str:
+        """The beginning of a text that has ``count`` tokens; all of a shorter one."""
+        offsets = self._text.encode(text, add_special_tokens=False).offsets
+        return text[: offsets[count - 1][1]] if len(offsets) > count else text
 
     def explain(self, item: Item) -> Explanation:
         """The prompt of one item, as `encode` makes it, with control tokens written out."""
@@ -230,13 +240,17 @@ class Encoder(Generic[Item]):
         return Explanation(text, prompt.ids, prompt.truncated)
 
     def _assemble(
-        self, wording: Wording, own: dict[int, Encoding], visuals: Sequence[Visual]
+        self,
+        wording: Wording,
+        own: dict[int, Encoding],
+        visuals: Sequence[Visual],
+        limit: int,
     ) -> Prompt:
         parts = [
             own[i].ids if i in own else self._fixed(text) for i, text in enumerate(wording.texts)
         ]
         runs = _runs(visuals)
-        excess = max(0, sum(map(len, parts)) + _others(wording, runs) - self._max_tokens)
+        excess = max(0, sum(map(len, parts)) + _others(wording, runs) - limit)
         if excess:
             parts = _truncate(parts, wording, own, excess)
         ids = list(parts[0])
@@ -272,15 +286,15 @@ class Encoder(Generic[Item]):
         needed = sum(len(self._fixed(text)) for text in bare) + _others(wording, runs)
         if any(end > start for _, start, end in wording.own):
             needed += LEAST_CONTENT
-        over = needed - self._max_tokens
+        over = needed - self.max_tokens
         if over > 0 and runs:
             raise ValueError(
                 f"{name}: its pictures are {over} tokens too many for a prompt of "
-                f"{self._max_tokens} tokens; give fewer, or smaller ones, see pyrerank.Media"
+                f"{self.max_tokens} tokens; give fewer, or smaller ones, see pyrerank.Media"
             )
         if over > 0:
             raise ValueError(
-                f"instruction is {over} tokens too long: a prompt of {self._max_tokens} tokens "
+                f"instruction is {over} tokens too long: a prompt of {self.max_tokens} tokens "
                 f"must leave {LEAST_CONTENT} for the text"
             )
         return item
@@ -305,16 +319,21 @@ class PromptEncoder(Encoder[Pair]):
         document: object,
         instruction: str | None = None,
         reader: Reader | None = None,
+        default: str | None = None,
     ) -> Pair:
         """Reads and validates one pair; ``name`` (``documents[3]``, ``line 7``) is for messages.
+
+        ``default`` is the instruction where neither ``instruction`` nor the pair has one; None
+        takes the template's.
 
         Raises:
             TypeError, ValueError: a content that `Reader` does not read; a lone surrogate; half a
                 template, or one with an instruction other than the one given; an instruction or
                 pictures that leave no room for text; pictures where the model reads text only.
         """
-        if instruction is not None:
-            check_text("instruction", instruction)
+        for given in (instruction, default):
+            if given is not None:
+                check_text("instruction", given)
         contents = [
             self._read(f"the query of {name}", query, reader),
             self._read(name, document, reader),
@@ -324,7 +343,8 @@ class PromptEncoder(Encoder[Pair]):
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
         if own is None:
-            own = self.template.default_instruction if instruction is None else instruction
+            own = default if instruction is None else instruction
+            own = self.template.default_instruction if own is None else own
         else:
             _check_only(name, own, instruction)
             contents = [replace(c, text=t) for c, t in zip(contents, texts, strict=True)]
@@ -396,7 +416,8 @@ def _truncate(
         gone = mine[max(0, len(mine) - excess) :]
         cut[i].update(gone)
         excess -= len(gone)
-    assert not excess, "Encoder._checked let too much through"
+    if excess:
+        raise ValueError(f"a prompt may not be as short: {excess} tokens more are not of its text")
     return [
         [id for n, id in enumerate(part) if n not in cut[i]] if cut.get(i) else part
         for i, part in enumerate(parts)

@@ -46,6 +46,8 @@ class Media:
         max_image_tokens: most tokens of an image, each of 32 x 32 pixels: larger images are made
             smaller; at least 4.
         max_video_frames: most frames that are taken from a video, evenly; at least 2, and even.
+        files: whether paths and file: URIs are read; without, somebody else's request opens no file
+            of this machine.
         fetch: gives the bytes behind an http(s) URL, see `pyrerank.Fetcher`; None refuses URLs.
 
     The defaults are those of the published reference: others change scores.
@@ -56,6 +58,7 @@ class Media:
 
     max_image_tokens: int = MAX_IMAGE_TOKENS
     max_video_frames: int = MAX_VIDEO_FRAMES
+    files: bool = True
     fetch: Fetch | None = None
 
     def __post_init__(self) -> None:
@@ -252,6 +255,8 @@ def open_source(value: object, name: str, media: Media) -> BinaryIO | None:
         path = value
     else:
         return None
+    if not media.files:
+        raise ValueError(f"{name} must be a data: URI or a URL; no files are read here")
     try:
         if path.is_file():  # a pipe or a device could be endless
             return path.open("rb")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +13,8 @@ import torch
 from pyrerank import ops
 from pyrerank.checkpoint import Checkpoint, model_key, open_checkpoint
 from pyrerank.engine import Engine
-from pyrerank.errors import CheckpointError, NonFiniteScore
-from pyrerank.inputs import Explanation, Pair, PromptEncoder, pair_up, unique
+from pyrerank.errors import CheckpointError
+from pyrerank.inputs import Explanation, Pair, Prompt, PromptEncoder, pair_up
 from pyrerank.media import Reader, is_parts
 from pyrerank.model import RMSNorm
 from pyrerank.pictures import Media
@@ -68,7 +67,7 @@ class _ScoreHead:
         )
 
 
-class Reranker(Engine):
+class Reranker(Engine[Pair, Score]):
     """A loaded reranker.
 
     Args:
@@ -80,8 +79,8 @@ class Reranker(Engine):
         dtype: ``"float32"`` or ``"bfloat16"`` for weights and activations; None takes bfloat16,
             except on a CPU that does not multiply it natively.  Scores are float32 from the last
             hidden state on in either case.
-        instruction: what counts as relevant, for calls that do not say; None takes the default
-            the model was published with.
+        instruction: what counts as relevant, for calls and templated pairs that do not say; None
+            takes the default the model was published with.
         token_budget: most tokens in one forward pass, which bounds the memory of activations; a
             single longer prompt still runs, alone.  None takes 8192, and 1024 on a CPU, which
             gains nothing from more.
@@ -106,6 +105,9 @@ class Reranker(Engine):
         TypeError: an argument of another type.
     """
 
+    _unit, _named = "pair", "pair {}"
+    _encoder: PromptEncoder
+
     def __init__(
         self,
         model: str | os.PathLike[str] | Checkpoint,
@@ -118,11 +120,12 @@ class Reranker(Engine):
         vision_cache: int = 1 << 30,
     ) -> None:
         checkpoint = open_checkpoint(model)
-        self._encoder = _encoder(checkpoint)
+        encoder = _encoder(checkpoint)
         self.instruction = instruction
-        w, bias = checkpoint.classifier_vector(self._encoder.yes, self._encoder.no)
+        w, bias = checkpoint.classifier_vector(encoder.yes, encoder.no)
         super().__init__(
             checkpoint,
+            encoder,
             lambda device: _ScoreHead(w.to(device), bias),
             device=device,
             dtype=dtype,
@@ -238,20 +241,11 @@ class Reranker(Engine):
         reader: Reader | None = None,
     ) -> Pair:
         """Reads and validates one pair for `run`; ``name`` is what error messages call it."""
-        chosen = self.instruction if instruction is None else instruction
-        return self._encoder.pair(name, query, document, chosen, reader)
+        return self._encoder.pair(name, query, document, instruction, reader, self.instruction)
 
-    def run(self, pairs: Sequence[Pair], *, progress: bool | None = None) -> list[Score]:
-        """Scores validated pairs, in order, however many there are; equal pairs are run once."""
-        each = unique(pairs)
-        results: dict[Pair, Score] = {}
-        passes = self.passes(self._encoder.stream(each), len(each), "pair", progress)
-        for pair, (prompt, row) in zip(each, passes, strict=True):
-            score, logit = row.tolist()
-            if not math.isfinite(logit):
-                raise NonFiniteScore(self._not_finite(f"pair {pairs.index(pair)}"))
-            results[pair] = Score(score, logit, len(prompt.ids), prompt.truncated)
-        return [results[pair] for pair in pairs]
+    def result(self, prompt: Prompt, row: torch.Tensor) -> Score:
+        score, logit = row.tolist()
+        return Score(score, logit, len(prompt.ids), prompt.truncated)
 
 
 def score(

@@ -17,7 +17,7 @@ def packed(prompts: Sequence[Prompt]) -> Batch:
 
 def sharing(prompts: Sequence[Prompt]) -> Batch:
     """In the order of their tokens."""
-    [run] = plan(prompts, sum(len(prompt.ids) for prompt in prompts), share=True)
+    [run] = plan([prompts], sum(len(prompt.ids) for prompt in prompts), share=True)
     return pack(run)
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from runs import packed, sharing
 
-from pyrerank.batch import pack, pad, plan
+from pyrerank.batch import in_windows, pack, pad, plan
 from pyrerank.inputs import Prompt, Span
 
 prompts = st.lists(st.integers(0, 1000), min_size=1, max_size=50).map(lambda ids: Prompt(ids, 0))
@@ -28,7 +28,7 @@ def test_plan_covers_every_prompt_once_under_its_limits(
     prompts, budget, share, sequences, most_shared, chained
 ):
     limits = {"sequences": sequences, "most_shared": most_shared, "chained": chained}
-    runs = list(plan(prompts, budget, share=share, **limits))
+    runs = list(plan([prompts], budget, share=share, **limits))
     taken = [pair for run in runs for pair in zip(run.members, run.prompts, strict=True)]
     assert sorted(member for member, _ in taken) == list(range(len(prompts)))
     assert all(prompts[member] is prompt for member, prompt in taken)
@@ -63,7 +63,7 @@ def common_start(a: list[int], b: list[int]) -> int:
 @given(prompts=st.lists(few_words, min_size=1, max_size=40), budget=st.integers(1, 60))
 def test_sharing_computes_each_node_of_the_tree_once(prompts, budget):
     computed = {}
-    for run in plan(prompts, budget, share=True):
+    for run in plan([prompts], budget, share=True):
         for prompt, skip in zip(run.prompts, run.shared, strict=True):
             for end in range(skip + 1, len(prompt.ids) + 1):
                 node = tuple(prompt.ids[:end])
@@ -79,13 +79,13 @@ def test_sharing_computes_each_node_of_the_tree_once(prompts, budget):
 def test_windows_share_with_each_other(monkeypatch):
     monkeypatch.setattr("pyrerank.batch.WINDOW", 4)
     prompts = [Prompt([7] * 50 + [n], 0) for n in range(30)]
-    runs = list(plan(prompts, 20, share=True))
+    runs = list(plan(in_windows(prompts), 20, share=True))
     assert sum(51 - skip for run in runs for skip in run.shared) == 50 + 30
 
 
 def test_a_run_that_is_not_chained_computes_all_of_its_first_prompt():
     prompts = [Prompt([7] * 50 + [n], 0) for n in range(30)]
-    runs = list(plan(prompts, 60, share=True, chained=False))
+    runs = list(plan([prompts], 60, share=True, chained=False))
     assert [run.shared for run in runs] == [[0] + [50] * 9] * 3
     assert [run.kept for run in runs] == [0] * 3
 
@@ -112,7 +112,7 @@ def test_pack_keeps_every_prompt(prompts):
 )
 def test_paths_lead_over_all_tokens_of_a_prompt(prompts, budget, chained):
     before = torch.empty(0, dtype=torch.int32)
-    for run in plan(prompts, budget, share=True, chained=chained):
+    for run in plan([prompts], budget, share=True, chained=chained):
         batch = pack(run)
         assert batch.shared == sum(run.shared)
         if batch.kv_lengths:

@@ -37,7 +37,7 @@ def test_the_default_budget_has_few_buckets():
 def test_a_bucket_holds_every_run_that_is_planned_for_it(prompts, budget, share):
     found = buckets(budget)
     limits = {"sequences": found[-1].sequences, "most_shared": SHARED_PER_TOKEN * budget}
-    for run in plan(prompts, budget, share=share, chained=False, **limits):
+    for run in plan([prompts], budget, share=share, chained=False, **limits):
         batch = pack(run)
         if batch.tokens > budget:
             assert len(run.prompts) == 1

@@ -8,12 +8,15 @@ Nothing but a block marked `console` is exempt: installations, and what needs an
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import make_checkpoint
 import pytest
+from serving import Process, running
 
 from pyrerank.cli import main
 
@@ -25,6 +28,7 @@ PAGES = {
     for file in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 }
 EXCERPTS = "docs/search.md"  # of a script, which tests/test_examples.py runs
+SERVER = "http://127.0.0.1:8000"  # the default address; here each server gets a free port
 CHECKPOINTS = {"demo-model": "", "demo-vl": "--vision", "demo-embedder": "--embedding"}
 NUMBER = r"-?\d*\.\d+"
 
@@ -51,7 +55,8 @@ def clone(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for name, kind in CHECKPOINTS.items():
-            execute("sh", f"python examples/make_checkpoint.py {name} {kind}", patch)
+            command = f"python examples/make_checkpoint.py {name} {kind}"
+            Blocks(patch, ExitStack()).run("sh", command)
     return folder
 
 
@@ -75,16 +80,43 @@ def test_both_languages_have_the_same_shape():
     )
 
 
-def execute(language: str, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if language == "python":
-        exec(compile(code, "example", "exec"), {})
-        return
+def commands(code: str) -> Iterator[str]:
+    """Lines of a shell's code; one goes on after a backslash, and as long as a quote is open."""
+    command = ""
     for line in code.replace("\\\n", " ").splitlines():
-        program, *words = shlex.split(line)
-        if program == "pyrerank":
-            assert main(words) == 0
+        command += line
+        if command.count("'") % 2 == 0:
+            yield command
+            command = ""
+
+
+class Blocks:
+    """Runs blocks one after another; ``servers`` ends those that were started."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, servers: ExitStack) -> None:
+        self._monkeypatch = monkeypatch
+        self._servers = servers
+        self._server: Process | None = None
+
+    def run(self, language: str, code: str) -> None:
+        if self._server is not None:
+            code = code.replace(SERVER, self._server.url)
+        if language == "python":
+            exec(compile(code, "example", "exec"), {})
+            return
+        for line in commands(code):
+            self._command(line, *shlex.split(line))
+
+    def _command(self, line: str, program: str, *words: str) -> None:
+        if program == "pyrerank" and words[:2] == ("serve", "--model"):
+            self._server = self._servers.enter_context(running(*words[2:]))
+        elif program == "pyrerank":
+            assert main([*words]) == 0
+        elif program == "curl" and shutil.which("curl"):
+            ran = subprocess.run([program, *words], check=True, capture_output=True, text=True)
+            print(ran.stdout)
         elif words[0] == "examples/make_checkpoint.py":
-            monkeypatch.setattr(sys, "argv", words)
+            self._monkeypatch.setattr(sys, "argv", list(words))
             make_checkpoint.main()
         elif words[0].startswith("docs/figures/"):
             assert (ROOT / words[0]).is_file()  # tests/test_docs.py runs them
@@ -98,29 +130,31 @@ def execute(language: str, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_shown_is_what_is_printed(page, clone, capsys, monkeypatch):
     monkeypatch.chdir(clone)
     monkeypatch.setenv("COLUMNS", "100")
-    for language, code, shown in runs(PAGES[page]):
-        capsys.readouterr()
-        execute(language, code, monkeypatch)
-        if shown is None:
-            continue
-        printed = [
-            line
-            for line in capsys.readouterr().out.splitlines()
-            if "hand-set weights" not in line  # says make_checkpoint.py
-        ]
-        assert len(printed) == len(shown.splitlines())
-        for want, got in zip(shown.splitlines(), printed, strict=True):
-            # scores in bfloat16, where the processor has it, may differ, and ties be ordered
-            # otherwise: what is not found at all is one tie
-            numbers = [[float(n) for n in re.findall(NUMBER, line)] for line in (want, got)]
-            assert numbers[1] == pytest.approx(numbers[0], abs=2e-2), (page, code)
-            if max(numbers[0], default=1) > 0.1:
-                assert re.sub(NUMBER, "", want).split() == re.sub(NUMBER, "", got).split()
+    with ExitStack() as servers:
+        shell = Blocks(monkeypatch, servers)
+        for language, code, shown in runs(PAGES[page]):
+            capsys.readouterr()
+            shell.run(language, code)
+            if shown is not None:
+                compare(shown, capsys.readouterr().out)
+
+
+def compare(shown: str, out: str) -> None:
+    lines = out.splitlines()
+    printed = [line for line in lines if "hand-set weights" not in line]  # says make_checkpoint.py
+    assert len(printed) == len(shown.splitlines())
+    for want, got in zip(shown.splitlines(), printed, strict=True):
+        # scores in bfloat16, where the processor has it, may differ, and ties be ordered
+        # otherwise: what is not found at all is one tie
+        numbers = [[float(n) for n in re.findall(NUMBER, line)] for line in (want, got)]
+        assert numbers[1] == pytest.approx(numbers[0], abs=2e-2), want
+        if max(numbers[0], default=1) > 0.1:
+            assert re.sub(NUMBER, "", want).split() == re.sub(NUMBER, "", got).split()
 
 
 def test_the_first_python_example(clone, capsys, monkeypatch):
     monkeypatch.chdir(clone)
-    execute("python", blocks(ENGLISH, "python")[0], monkeypatch)
+    Blocks(monkeypatch, ExitStack()).run("python", blocks(ENGLISH, "python")[0])
     scores, hit = capsys.readouterr().out.splitlines()
     beijing, gravity = (float(score) for score in scores.strip("[]").split(","))
     assert 0 <= gravity < beijing <= 1

@@ -46,7 +46,7 @@ def encode(tokenizer: Tokenizer) -> list[Prompt]:
 
 
 def draw(prompts: list[Prompt]) -> str:
-    runs = list(plan(prompts, TOKEN_BUDGET, share=True))
+    runs = list(plan([prompts], TOKEN_BUDGET, share=True))
     whole = sum(len(prompt.ids) for prompt in prompts)
     computed = sum(pack(run).tokens for run in runs)
     parts = [

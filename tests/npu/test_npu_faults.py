@@ -209,7 +209,7 @@ class TestOperators:
 
 def batch_of(engine: Reranker):
     prompts = engine._encoder.encode([engine.pair("", QUERY, d) for d in DOCUMENTS])
-    [run] = engine._plan(prompts)
+    [run] = engine._plan([prompts])
     return pack(run).to(engine.device)
 
 

@@ -42,7 +42,8 @@ engine = Reranker(model, device="npu", dtype=dtype, graph=graph, token_budget=bu
 query = "long " * 200
 documents = [f"{i} " + "word " * 30 for i in range(budget // 60)]
 results = engine.details(query, documents)
-runs = list(engine._plan(engine._encoder.encode([engine.pair("", query, d) for d in documents])))
+prompts = engine._encoder.encode([engine.pair("", query, d) for d in documents])
+runs = list(engine._plan([prompts]))
 mallocs = sim.stats(0)["mallocs"]
 engine.score(query, documents)
 print(json.dumps({

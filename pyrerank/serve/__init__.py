@@ -1,0 +1,1 @@
+"""The HTTP server: ``pyrerank serve``, the extra ``serve``."""

@@ -1,0 +1,102 @@
+"""Contents of the wire: what `pyrerank.media.Reader` makes of them, and how they are echoed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pyrerank.jsonl import content_of
+from pyrerank.media import is_parts
+from pyrerank.serve.errors import BadRequest
+from pyrerank.serve.wire import RerankDocument
+
+
+def content(value: Any) -> Any:
+    """A content for `Reader`: of an object, what is under ``content``, or its text and pictures;
+    other fields of it are the caller's own.  Raises ValueError where it has none of these."""
+    if not isinstance(value, dict) or "type" in value:
+        return value
+    return value["content"] if "content" in value else content_of(value)
+
+
+def several(value: Any) -> list[Any]:
+    """One content, or a list of contents, as a list."""
+    return value if isinstance(value, list) and not is_parts(value) else [value]
+
+
+def pictures(value: Any) -> int:
+    """How many images, videos and frames a content has."""
+    if isinstance(value, list):
+        return sum(isinstance(part, dict) and part.get("type") != "text" for part in value)
+    if not isinstance(value, dict):
+        return 0
+    given = [value.get(kind) for kind in ("image", "video")]
+    return sum(len(each) if isinstance(each, list) else each is not None for each in given)
+
+
+def conversation(messages: Any, name: str) -> tuple[str | None, Any]:
+    """Instruction and content of a conversation: the system's text if there is one, and what the
+    user says; an empty answer may follow.
+
+    Raises: BadRequest, for any other conversation.
+    """
+    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+        raise BadRequest(f"{name} must be a list of messages with 'role' and 'content'", name)
+    roles = [message.get("role") for message in messages]
+    given = {role: message.get("content") for role, message in zip(roles, messages, strict=True)}
+    if roles not in ([*a, "user", *b] for a in ([], ["system"]) for b in ([], ["assistant"])):
+        raise BadRequest(
+            f"{name} has the roles {roles}; one message of the user is embedded, a system message "
+            "may stand before it and an empty one of the assistant after it",
+            name,
+        )
+    system, answer = (_text(given.get(role)) for role in ("system", "assistant"))
+    if system is None or answer is None:
+        raise BadRequest(f"{name}: system and assistant messages must be text", name)
+    if answer:
+        raise BadRequest(f"{name}: the assistant's message must be empty", name)
+    return system if "system" in given else None, given["user"]
+
+
+def _text(value: Any) -> str | None:
+    """The text of a message without pictures; None of any other."""
+    if isinstance(value, list):
+        texts = [_text(part.get("text")) if isinstance(part, dict) else None for part in value]
+        return None if None in texts else "".join(filter(None, texts))
+    return "" if value is None else value if isinstance(value, str) else None
+
+
+def echo(document: Any, whole: bool) -> RerankDocument:
+    """A document for an answer: its text, or its parts if it has pictures, whose data: URIs lose
+    their data unless ``whole``."""
+    given = content(document)
+    if isinstance(given, dict):
+        if not pictures(given):
+            return RerankDocument(text="".join(given.get("text") or ()), multi_modal=None)
+        given = [
+            {"type": kind, kind: each}
+            for kind, value in given.items()
+            for each in (value if isinstance(value, list) else [value])
+        ]
+    if isinstance(given, str):
+        return RerankDocument(text=given, multi_modal=None)
+    keep: Callable[[str], str] = str if whole else _without_data
+    return RerankDocument(text=None, multi_modal=_strings(given, keep))
+
+
+def _without_data(text: str) -> str:
+    return text.partition(",")[0] if text[:5].lower() == "data:" else text
+
+
+def _strings(value: Any, change: Callable[[str], str]) -> Any:
+    """A copy of a JSON value, with all strings changed that are not under "text".
+
+    Strings that nobody reads may hold what no answer can: lone surrogates.
+    """
+    if isinstance(value, str):
+        return change(value).encode(errors="replace").decode()
+    if isinstance(value, list):
+        return [_strings(each, change) for each in value]
+    if isinstance(value, dict):
+        return {k: v if k == "text" else _strings(v, change) for k, v in value.items()}
+    return value

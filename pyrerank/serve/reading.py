@@ -1,0 +1,124 @@
+"""Reading: from the contents of a request to queued prompts, in threads of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pyrerank.errors import NonFiniteScore
+from pyrerank.inputs import Input, Pair, Prompt
+from pyrerank.media import Reader
+from pyrerank.pictures import Media
+from pyrerank.serve.errors import BadRequest, NotHere
+from pyrerank.serve.schedule import Job, Scheduler
+
+READERS = 2  # threads; more would take an engine on a CPU its cores
+LOT = 64  # items that are made tokens at a time
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One prompt to be.
+
+    Attributes:
+        name: what messages call it, and ``param`` if it is at fault: "documents[3]".
+        read: makes it an item of the engine, or a prompt; raises ValueError or TypeError.
+        others: beginnings of messages that blame another field, and that field.
+    """
+
+    name: str
+    read: Callable[[Reader], Pair | Input | Prompt]
+    others: dict[str, str]
+
+
+class Reading:
+    """Reads requests and queues their prompts.
+
+    Args:
+        scheduler: has the queue and the engine.
+        media: how pictures are read; no files of this machine.
+        max_tokens: most tokens of all prompts of a request.
+    """
+
+    def __init__(self, scheduler: Scheduler, media: Media, max_tokens: int) -> None:
+        assert not media.files
+        self._scheduler = scheduler
+        self._media = media
+        self._max_tokens = max_tokens
+        self._threads = ThreadPoolExecutor(READERS, "pyrerank-read")
+
+    def close(self) -> None:
+        """Ends the threads, after what they have."""
+        self._threads.shutdown()
+
+    async def rows(
+        self, entries: Sequence[Entry], job: Job, truncate: int | None
+    ) -> list[torch.Tensor]:
+        """The engine's rows for entries, in order; ``job.prompts`` has their prompts then.
+
+        ``truncate`` is the most tokens of a prompt; None and -1 are the model's limit.
+
+        Raises:
+            BadRequest: an entry that cannot be read; nothing was run.
+            NonFiniteScore: a row that is not finite.
+            DeviceError, RuntimeError: a pass that failed.
+        """
+        limit = None if truncate == -1 else truncate
+        self._threads.submit(self._queue, entries, job, limit)
+        rows = await asyncio.wrap_future(job.done)
+        for entry, row in zip(entries, rows, strict=True):
+            if not row.isfinite().all():
+                raise NonFiniteScore(f"the model gave NaN or infinity for {entry.name}")
+        return rows
+
+    def _queue(self, entries: Sequence[Entry], job: Job, limit: int | None) -> None:
+        try:
+            reader = Reader(self._media)
+            prompts: list[Prompt] = []
+            for start in range(0, len(entries), LOT):
+                items = self._items(entries[start : start + LOT], reader, job)
+                prompts += self._prompts(items, limit)
+                if job.done.cancelled():
+                    return
+            tokens = sum(len(prompt.ids) for prompt in prompts)
+            if tokens > self._max_tokens:
+                raise BadRequest(
+                    f"the request has {tokens} tokens in {len(prompts)} prompts, and the server "
+                    f"takes {self._max_tokens}; send fewer at a time",
+                    entries[0].name.partition("[")[0],
+                )
+            job.prompts = prompts
+            self._scheduler.submit(job)
+        except Exception as error:
+            job.fail(error)
+
+    def _items(
+        self, entries: Sequence[Entry], reader: Reader, job: Job
+    ) -> list[Pair | Input | Prompt]:
+        read = []
+        for entry in entries:
+            if job.done.cancelled():
+                return []
+            try:
+                read.append(entry.read(reader))
+            except (ValueError, TypeError) as error:
+                if isinstance(error, BadRequest):
+                    raise
+                blamed = [f for start, f in entry.others.items() if str(error).startswith(start)]
+                raise BadRequest(str(error), [*blamed, entry.name][0]) from error
+            except ImportError as error:
+                raise NotHere(str(error), entry.name) from error
+        return read
+
+    def _prompts(self, read: Sequence[Pair | Input | Prompt], limit: int | None) -> list[Prompt]:
+        items: list[Any] = [item for item in read if not isinstance(item, Prompt)]
+        try:
+            encoded = iter(self._scheduler.engine.encode(items, limit))
+        except ValueError as error:
+            raise BadRequest(str(error), "truncate_prompt_tokens") from error
+        return [item if isinstance(item, Prompt) else next(encoded) for item in read]

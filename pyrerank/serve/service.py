@@ -1,0 +1,346 @@
+"""What the server does with a request that is valid as such: the answer, in its wire format.
+
+Knows the wire formats and the engines, and nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from pyrerank.embedder import Embedder
+from pyrerank.inputs import Pair, Prompt
+from pyrerank.media import Content, Reader
+from pyrerank.pictures import Media
+from pyrerank.reranker import Reranker, Score
+from pyrerank.serve import wire
+from pyrerank.serve.contents import content, conversation, echo, pictures, several
+from pyrerank.serve.errors import BadRequest, NotFound
+from pyrerank.serve.reading import Entry, Reading
+from pyrerank.serve.schedule import Job, Scheduler
+from pyrerank.serve.settings import Settings
+
+
+class Service:
+    """Answers requests.
+
+    Args:
+        scheduler: has the engine.
+        settings: limits, and names of the model.
+        media: how pictures are read; no files of this machine.
+        root: the model, as the operator named it.
+        instruction: for requests that have none; None takes the engine's.
+
+    Its coroutines take a request, the id of its answer, and its job, and raise what `Reading.rows`
+    does.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        settings: Settings,
+        media: Media,
+        root: str,
+        instruction: str | None = None,
+    ) -> None:
+        self.scheduler = scheduler
+        self._settings = settings
+        self._root = root
+        self._default = instruction
+        self._created = int(time.time())
+        self._reading = Reading(scheduler, media, settings.max_tokens)
+
+    def close(self) -> None:
+        """Ends the threads, after what is queued."""
+        self._reading.close()
+        self.scheduler.close()
+
+    async def rerank(self, request: wire.RerankRequest, id: str, job: Job) -> wire.RerankResponse:
+        documents = request.documents
+        if not isinstance(documents, list):
+            documents = [documents]
+        scores = await self._scores(request, "query", [request.query], "documents", documents, job)
+        # as in `Reranker.rank`: the logit orders documents that have one score
+        order = sorted(range(len(scores)), key=lambda i: -scores[i].logit)[: request.top_n or None]
+        results = []
+        for i in order:
+            extra = _details(request, job, i, scores[i])
+            if request.return_documents is not False:
+                extra["document"] = echo(documents[i], whole=request.return_documents is True)
+            shown = _shown(request, scores[i])
+            results.append(wire.RerankResult(index=i, relevance_score=shown, **extra))
+        return wire.RerankResponse(
+            id=f"score-{id}",
+            model=self._settings.names[0],
+            usage=wire.Usage(**_usage(job)),
+            results=results,
+            **_timing(request, job),
+        )
+
+    async def score(self, request: wire.ScoreRequest, id: str, job: Job) -> wire.ScoreResponse:
+        first, second = _fields(request)
+        queries, documents = several(getattr(request, first)), several(getattr(request, second))
+        if len(queries) not in (1, len(documents)):
+            raise BadRequest(
+                f"{first} has {len(queries)} entries and {second} has {len(documents)}: lengths "
+                "must be 1:1, 1:N or N:N",
+                first,
+            )
+        scores = await self._scores(request, first, queries, second, documents, job)
+        data = [
+            wire.ScoreData(
+                index=i,
+                object="score",
+                score=_shown(request, score),
+                **_details(request, job, i, score),
+            )
+            for i, score in enumerate(scores)
+        ]
+        return wire.ScoreResponse(id=f"score-{id}", data=data, **self._list(request, job))
+
+    async def embed(
+        self, request: wire.EmbeddingRequest, id: str, job: Job
+    ) -> wire.EmbeddingResponse:
+        engine = self.scheduler.engine
+        if not isinstance(engine, Embedder):
+            raise NotFound("the model served here scores pairs; it makes no embeddings")
+        size = engine.dim if request.dimensions is None else request.dimensions
+        if not 1 <= size <= engine.dim:
+            raise BadRequest(f"dimensions must be 1 to {engine.dim}, got {size}", "dimensions")
+        field, inputs = _inputs(request)
+        self._check(request, field, inputs)
+        instruction = self._instruction(request)
+        entries = [
+            self._input(engine, f"{field}[{i}]", each, instruction) for i, each in enumerate(inputs)
+        ]
+        rows = await self._reading.rows(entries, job, request.truncate_prompt_tokens)
+        data = []
+        for i, row in enumerate(rows):
+            vector = _shortened(engine.result(job.prompts[i], row).vector, size)
+            embedding = (
+                vector.tolist()
+                if request.encoding_format == "float"
+                else base64.b64encode(vector.astype("<f4").tobytes()).decode()
+            )
+            extra = _details(request, job, i)
+            data.append(
+                wire.EmbeddingData(index=i, object="embedding", embedding=embedding, **extra)
+            )
+        return wire.EmbeddingResponse(id=f"embd-{id}", data=data, **self._list(request, job))
+
+    def models(self) -> wire.ModelList:
+        return wire.ModelList(object="list", data=[self._card(n) for n in self._settings.names])
+
+    async def _scores(
+        self,
+        request: wire.RerankRequest | wire.ScoreRequest,
+        first: str,
+        queries: Sequence[Any],
+        second: str,
+        documents: Sequence[Any],
+        job: Job,
+    ) -> list[Score]:
+        """Scores of one query with all documents, or of each with one; of fields so named."""
+        engine = self.scheduler.engine
+        if not isinstance(engine, Reranker):
+            raise NotFound("the model served here makes embeddings; it does not score pairs")
+        self._check(request, first, queries)
+        self._check(request, second, documents)
+        instruction = self._instruction(request)
+
+        def entry(i: int) -> Entry:
+            name = f"{second}[{i}]"
+            n = i if len(queries) > 1 else 0
+            blamed = {
+                f"the query of {name}": first if first == "query" else f"{first}[{n}]",
+                "instruction": "instruction",
+            }
+
+            def read(reader: Reader) -> Any:
+                query, document = content(queries[n]), content(documents[i])
+                pair = engine.pair(name, query, document, instruction, reader)
+                return Pair(
+                    pair.instruction,
+                    _cut(engine, pair.query, request.max_tokens_per_query),
+                    _cut(engine, pair.document, request.max_tokens_per_doc),
+                )
+
+            return Entry(name, read, blamed)
+
+        entries = [entry(i) for i in range(len(documents))]
+        rows = await self._reading.rows(entries, job, request.truncate_prompt_tokens)
+        return [engine.result(prompt, row) for prompt, row in zip(job.prompts, rows, strict=True)]
+
+    def _input(self, engine: Embedder, name: str, value: Any, instruction: str | None) -> Entry:
+        def read(reader: Reader) -> Any:
+            if isinstance(value, list) and value and isinstance(value[0], int):
+                return _prompt(engine, name, value)
+            if name.startswith("messages"):
+                own, said = conversation(value, name)
+                return engine.input(name, said, instruction if own is None else own, reader)
+            return engine.input(name, content(value), instruction, reader)
+
+        return Entry(name, read, {"instruction": "instruction"})
+
+    def _check(self, request: wire.Request, field: str, values: Sequence[Any]) -> None:
+        """Refuses what the server does not take."""
+        limits, engine = self._settings, self.scheduler.engine
+        if request.model and request.model not in limits.names:
+            raise NotFound(
+                f"The model `{request.model}` does not exist; served is {limits.names[0]}.", "model"
+            )
+        if (request.truncate_prompt_tokens or 0) > engine.max_tokens:
+            raise BadRequest(
+                f"truncate_prompt_tokens is over the model's limit of {engine.max_tokens}",
+                "truncate_prompt_tokens",
+            )
+        if not values:
+            raise BadRequest(f"{field} is empty; give at least one", field)
+        if len(values) > limits.max_documents:
+            raise BadRequest(
+                f"{field} has {len(values)} entries, and the server takes {limits.max_documents}; "
+                "send fewer at a time",
+                field,
+            )
+        count = sum(pictures(value) for value in values)
+        if count > limits.max_pictures:
+            raise BadRequest(
+                f"{field} has {count} images, videos and frames, and the server takes "
+                f"{limits.max_pictures}; send fewer at a time",
+                field,
+            )
+
+    def _instruction(self, request: wire.Request) -> Any:
+        given = request.chat_template_kwargs or {}
+        chosen = given.get("instruction", request.instruction)  # the encoder tells what is no text
+        return self._default if chosen is None else chosen
+
+    def _list(self, request: wire.Request, job: Job) -> dict[str, Any]:
+        """What answers that are lists have in common."""
+        usage = wire.FullUsage(
+            **_usage(job),
+            completion_tokens=0,
+            prompt_tokens_details=None,
+            completion_tokens_details=None,
+        )
+        common = {"object": "list", "created": int(time.time()), "usage": usage}
+        return common | {"model": self._settings.names[0]} | _timing(request, job)
+
+    def _card(self, name: str) -> wire.ModelCard:
+        permission = wire.Permission(
+            id=f"modelperm-{name}",
+            object="model_permission",
+            created=self._created,
+            allow_create_engine=False,
+            allow_sampling=False,
+            allow_logprobs=False,
+            allow_search_indices=False,
+            allow_view=True,
+            allow_fine_tuning=False,
+            organization="*",
+            group=None,
+            is_blocking=False,
+        )
+        return wire.ModelCard(
+            id=name,
+            object="model",
+            created=self._created,
+            owned_by="pyrerank",
+            root=self._root,
+            parent=None,
+            max_model_len=self.scheduler.engine.max_tokens,
+            permission=[permission],
+        )
+
+
+def _fields(request: wire.ScoreRequest) -> tuple[str, str]:
+    """Names of the two fields that are given."""
+    given = [
+        pair for pair in wire.SCORED if any(getattr(request, name) is not None for name in pair)
+    ]
+    for pair in given:
+        if all(getattr(request, name) is not None for name in pair):
+            return pair
+    forms = ", ".join(" and ".join(pair) for pair in wire.SCORED)
+    [missing, *_] = [n for n in (given or wire.SCORED)[0] if getattr(request, n) is None]
+    raise BadRequest(f"two fields that belong together must be given: {forms}", missing)
+
+
+def _inputs(request: wire.EmbeddingRequest) -> tuple[str, list[Any]]:
+    """The field that is given, and its inputs."""
+    if (request.input is None) == (request.messages is None):
+        raise BadRequest("either input or messages must be given", "input")
+    field = "input" if request.messages is None else "messages"
+    value = getattr(request, field)
+    if not isinstance(value, list):
+        return field, [value]
+    if field == "input" and value and isinstance(value[0], dict) and "role" in value[0]:
+        field = "messages"  # by another name, as in vLLM
+    if value and isinstance(value[0], int):
+        return field, [value]
+    if field == "messages" and value and not isinstance(value[0], list):
+        return field, [value]
+    return field, several(value)
+
+
+def _prompt(engine: Embedder, name: str, ids: list[Any]) -> Prompt:
+    """A prompt of the caller's own tokens, which are run as they are."""
+    size = engine.checkpoint.config.vocab_size
+    if not all(type(id) is int and 0 <= id < size for id in ids):
+        raise ValueError(f"{name} must hold token ids from 0 to {size - 1} only")
+    if len(ids) > engine.max_tokens:
+        raise ValueError(f"{name} has {len(ids)} tokens, over the limit of {engine.max_tokens}")
+    return Prompt(ids, 0)
+
+
+def _cut(engine: Reranker, content: Content, tokens: int | None) -> Content:
+    """The content with the first ``tokens`` tokens of its text; 0 or None: all."""
+    if not tokens or content.text is None:
+        return content
+    return replace(content, text=engine.first_tokens(content.text, tokens))
+
+
+def _shown(request: wire.Scoring, score: Score) -> float:
+    return score.logit if request.use_activation is False else score.score
+
+
+def _shortened(vector: np.ndarray, size: int) -> np.ndarray:
+    """The first ``size`` numbers of a vector of length 1, brought to length 1."""
+    if size == len(vector):
+        return vector
+    first = vector[:size].astype(np.float64)
+    return (first / (np.linalg.norm(first) or 1.0)).astype(np.float32)
+
+
+def _usage(job: Job) -> dict[str, int]:
+    tokens = sum(len(prompt.ids) for prompt in job.prompts)
+    return {"prompt_tokens": tokens, "total_tokens": tokens}
+
+
+def _details(
+    request: wire.Request, job: Job, index: int, score: Score | None = None
+) -> dict[str, Any]:
+    if not request.return_details:
+        return {}
+    prompt = job.prompts[index]
+    details = {
+        "tokens": len(prompt.ids),
+        "computed_tokens": job.computed[index],
+        "truncated_tokens": prompt.truncated,
+    }
+    return details if score is None else details | {"logit": score.logit}
+
+
+def _timing(request: wire.Request, job: Job) -> dict[str, Any]:
+    if not request.return_details:
+        return {}
+    queued, started, done = (job.times[event] for event in ("queued", "started", "done"))
+    timing = wire.Timing(
+        reading=queued - job.arrived, queued=started - queued, computing=done - started
+    )
+    return {"timing": timing}

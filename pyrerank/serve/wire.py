@@ -1,0 +1,287 @@
+"""The wire formats: what requests and answers are made of.
+
+Names, types and nesting are those of vLLM's server, which has the shapes of Jina, Cohere and
+OpenAI; what is added is ``return_documents`` and ``return_details``.  Fields of requests that are
+not known are ignored, as there.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+
+REQUEST_ID = r"[A-Za-z0-9_.:/+=@-]{1,128}"
+PART = {
+    "type": "object",
+    "properties": {
+        "type": {"enum": ["text", "image_url", "video_url", "image", "video"]},
+        "text": {"type": "string"},
+        "image_url": {"type": "object", "properties": {"url": {"type": "string"}}},
+        "video_url": {"type": "object", "properties": {"url": {"type": "string"}}},
+    },
+    "required": ["type"],
+}
+PARTS = {"type": "array", "items": PART, "minItems": 1}
+CONTENT = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "object", "properties": {"content": PARTS}, "required": ["content"]},
+        {
+            "type": "object",
+            "properties": {
+                "text": {"type": "string"},
+                "image": {"type": "string"},
+                "video": {"type": "string"},
+            },
+            "minProperties": 1,
+        },
+    ],
+    "description": "A text; or parts under `content`; or an object with `text`, `image`, `video`. "
+    "Pictures are data: URIs, or URLs of hosts that the server was told to ask.",
+}
+# `pyrerank.media.Reader` reads contents, and says better what is wrong with one
+Content = Annotated[Any, WithJsonSchema(CONTENT)]
+OneOrMore = Annotated[
+    Any, WithJsonSchema({"anyOf": [*CONTENT["anyOf"], {"type": "array", "items": CONTENT}]})
+]
+MESSAGE = {
+    "type": "object",
+    "properties": {
+        "role": {"enum": ["system", "user", "assistant"]},
+        "content": {"anyOf": [{"type": "string"}, PARTS]},
+    },
+    "required": ["role", "content"],
+}
+Messages = Annotated[
+    Any,
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "array", "items": MESSAGE},
+                {"type": "array", "items": {"type": "array", "items": MESSAGE}},
+            ],
+            "description": "One conversation, or several: the system's text is the instruction, "
+            "what the user says is embedded; an empty answer may follow.",
+        }
+    ),
+]
+Input = Annotated[
+    Any,
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string"},
+                {"type": "array", "items": {"anyOf": [{"type": "integer"}, *CONTENT["anyOf"]]}},
+                {"type": "array", "items": {"type": "array", "items": {"type": "integer"}}},
+            ],
+            "description": "A text or several, or token ids, of one input or several.",
+        }
+    ),
+]
+
+
+class Request(BaseModel):
+    model: str | None = Field(None, description="One of the names at /v1/models.")
+    instruction: str | None = Field(None, description="What counts as relevant.")
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, description="Its `instruction` goes before the field of that name."
+    )
+    truncate_prompt_tokens: int | None = Field(
+        None,
+        ge=-1,
+        description="Most tokens of a prompt, to which texts are cut; -1 or nothing: the model's "
+        "limit.",
+    )
+    truncation_side: Literal["right"] | None = None
+    chat_template: None = Field(None, description="The published one is applied.")
+    mm_processor_kwargs: None = Field(None, description="Pictures are sized as published.")
+    request_id: str | None = Field(None, pattern=f"^{REQUEST_ID}$")
+    return_details: bool = Field(
+        False, description="Adds logits, token counts and times to the answer."
+    )
+
+
+class Scoring(Request):
+    use_activation: bool | None = Field(None, description="false: logits in place of scores.")
+    max_tokens_per_query: int | None = Field(
+        None, ge=0, description="To which it is cut; 0 or nothing: no limit."
+    )
+    max_tokens_per_doc: int | None = Field(
+        None, ge=0, description="To which each is cut; 0 or nothing: no limit."
+    )
+
+
+class RerankRequest(Scoring):
+    query: Content
+    documents: OneOrMore
+    top_n: int | None = Field(None, ge=0, description="How many results; 0 or nothing: all.")
+    return_documents: bool | None = Field(
+        None,
+        description="true: documents as they came; false: none; nothing: without the data of "
+        "pictures.",
+    )
+
+
+# Fields that belong together: one query, or one for each document, and the documents.
+SCORED = (
+    ("text_1", "text_2"),
+    ("queries", "documents"),
+    ("queries", "items"),
+    ("data_1", "data_2"),
+)
+
+
+class ScoreRequest(Scoring):
+    """Two fields that belong together: each of one with each of the other, or one with all."""
+
+    model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": [*p]} for p in SCORED]})
+
+    text_1: OneOrMore = None
+    text_2: OneOrMore = None
+    queries: OneOrMore = None
+    documents: OneOrMore = None
+    items: OneOrMore = None
+    data_1: OneOrMore = None
+    data_2: OneOrMore = None
+
+
+class EmbeddingRequest(Request):
+    """Inputs, or conversations."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [{"required": ["input"]}, {"required": ["messages"]}]}
+    )
+
+    input: Input = None
+    messages: Messages = None
+    encoding_format: Literal["float", "base64"] = "float"
+    embed_dtype: Literal["float32"] = "float32"
+    endianness: Literal["native", "little"] = "little"
+    dimensions: int | None = None
+
+
+class Timing(BaseModel):
+    """Seconds."""
+
+    reading: float = Field(description="until all texts were tokens and all pictures pixels")
+    queued: float = Field(description="until the first pass that has a prompt of this request")
+    computing: float = Field(description="until its last pass was done")
+
+
+class Details(BaseModel):
+    """What `return_details` adds to a result."""
+
+    tokens: int | None = Field(None, description="of the whole prompt; what usage adds up")
+    computed_tokens: int | None = Field(None, description="without what others had computed")
+    truncated_tokens: int | None = Field(None, description="cut from the texts")
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class FullUsage(Usage):
+    completion_tokens: int
+    prompt_tokens_details: None
+    completion_tokens_details: None
+
+
+class RerankDocument(BaseModel):
+    text: str | None
+    multi_modal: list[Any] | None
+
+
+class RerankResult(Details):
+    index: int
+    document: RerankDocument | None = None
+    relevance_score: float
+    logit: float | None = None
+
+
+class RerankResponse(BaseModel):
+    id: str
+    model: str
+    usage: Usage
+    results: list[RerankResult]
+    timing: Timing | None = None
+
+
+class ScoreData(Details):
+    index: int
+    object: Literal["score"]
+    score: float
+    logit: float | None = None
+
+
+class ScoreResponse(BaseModel):
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[ScoreData]
+    usage: FullUsage
+    timing: Timing | None = None
+
+
+class EmbeddingData(Details):
+    index: int
+    object: Literal["embedding"]
+    embedding: list[float] | str
+
+
+class EmbeddingResponse(BaseModel):
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[EmbeddingData]
+    usage: FullUsage
+    timing: Timing | None = None
+
+
+class Permission(BaseModel):
+    id: str
+    object: Literal["model_permission"]
+    created: int
+    allow_create_engine: bool
+    allow_sampling: bool
+    allow_logprobs: bool
+    allow_search_indices: bool
+    allow_view: bool
+    allow_fine_tuning: bool
+    organization: str
+    group: str | None
+    is_blocking: bool
+
+
+class ModelCard(BaseModel):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    root: str
+    parent: None
+    max_model_len: int
+    permission: list[Permission]
+
+
+class ModelList(BaseModel):
+    object: Literal["list"]
+    data: list[ModelCard]
+
+
+class Version(BaseModel):
+    version: str
+
+
+class ErrorInfo(BaseModel):
+    message: str
+    type: str
+    param: str | None = Field(description="the field that is wrong, as `documents[3]`")
+    code: int
+
+
+class ErrorResponse(BaseModel):
+    error: ErrorInfo

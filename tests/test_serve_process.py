@@ -1,0 +1,208 @@
+"""`pyrerank serve` as a process on the loopback address, as its operators and strangers meet it."""
+
+import asyncio
+import contextlib
+import http.server
+import json
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from checkpoints import write_random
+from serving import PATIENCE, Process, Served, running
+
+from pyrerank import Fetcher, Reranker
+from pyrerank.cli import main
+
+QUERY = "What is the capital of China?"
+DOCUMENTS = ["Beijing is the capital of China.", "Gravity is a force.", "steam", ""]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    made = {}
+    for name, family in [("reranker", "qwen3"), ("vl-reranker", "qwen3-vl")]:
+        made[name] = tmp_path_factory.mktemp("models") / name
+        write_random(made[name], f"{family}-reranker", tied=True)
+    return made
+
+
+@pytest.fixture(scope="module")
+def reranker(folders) -> Iterator[Process]:
+    with running(folders["reranker"], "--served-model-name", "reranker") as process:
+        yield process
+
+
+def metric(url: str, name: str) -> float:
+    [value] = re.findall(rf"^{name} (\S+)$", httpx.get(f"{url}/metrics").text, re.M)
+    return float(value)
+
+
+class TestLoad:
+    def test_a_load_generator(self, reranker, folders):
+        """What vLLM's `bench serve` sends for reranking: 1,000 requests at once."""
+        rng = np.random.default_rng(0)
+        words = ["steam", "engine", "river", "capital", "of", "China", "gravity", "moon", "tide"]
+        texts = [[" ".join(rng.choice(words, 9)) for _ in range(4)] for _ in range(1000)]
+        before = metric(reranker.url, "pyrerank_billed_tokens_total")
+
+        async def send() -> list[httpx.Response]:
+            limits = httpx.Limits(max_connections=200)
+            async with httpx.AsyncClient(timeout=300, limits=limits) as client:
+                return await asyncio.gather(
+                    *(
+                        client.post(
+                            f"{reranker.url}/v1/rerank",
+                            json={
+                                "model": "reranker",
+                                "query": query,
+                                "documents": documents,
+                                "truncate_prompt_tokens": -1,
+                            },
+                            headers={"x-request-id": f"bench-{n}"},
+                        )
+                        for n, (query, *documents) in enumerate(texts)
+                    )
+                )
+
+        responses = asyncio.run(send())
+        assert {response.status_code for response in responses} == {200}
+        assert [r.headers["x-request-id"] for r in responses[:3]] == [
+            "bench-0",
+            "bench-1",
+            "bench-2",
+        ]
+        billed = sum(response.json()["usage"]["prompt_tokens"] for response in responses)
+        assert metric(reranker.url, "pyrerank_billed_tokens_total") - before == billed
+        want = Reranker(folders["reranker"]).score(
+            [query for query, *documents in texts for _ in documents],
+            [document for _, *documents in texts for document in documents],
+        )
+        got = []
+        for response in responses:
+            got += sorted((r["index"], r["relevance_score"]) for r in response.json()["results"])
+        assert [score for _, score in got] == want
+
+
+class TestEnding:
+    def test_all_that_was_accepted_is_answered(self, folders):
+        body = {"query": QUERY, "documents": [f"{n} {'text ' * 30}" for n in range(60)]}
+        with running(folders["reranker"]) as process:
+
+            async def stop_under_load() -> list[httpx.Response]:
+                async with httpx.AsyncClient(timeout=300) as client:
+                    sent = [
+                        asyncio.ensure_future(client.post(f"{process.url}/rerank", json=body))
+                        for _ in range(12)
+                    ]
+                    while metric(process.url, "pyrerank_requests_here") < len(sent):
+                        await asyncio.sleep(0)
+                    process.process.send_signal(signal.SIGTERM)
+                    return await asyncio.gather(*sent)
+
+            responses = asyncio.run(stop_under_load())
+            assert process.process.wait(PATIENCE) == 0
+        want = Reranker(folders["reranker"]).score(QUERY, body["documents"])
+        for response in responses:
+            got = sorted((r["index"], r["relevance_score"]) for r in response.json()["results"])
+            assert [score for _, score in got] == want
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{process.url}/health")
+        logged = [json.loads(line) for line in process.lines if line.startswith("{")]
+        assert sum(entry["path"] == "/rerank" for entry in logged) == 12
+
+    def test_a_second_server_at_the_port(self, folders, reranker, capsys):
+        port = reranker.url.rpartition(":")[2]
+        assert main(["serve", "--model", str(folders["reranker"]), "--port", port]) == 2
+        assert (
+            f"cannot bind to 127.0.0.1 port {port}: Address already in use"
+            in capsys.readouterr().err
+        )
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--fetch"], "give --fetch-host, not --fetch"),
+            (["--max-requests", "0"], "max_requests must be positive, got 0"),
+            (["--api-key-file", os.devnull], "holds no API key"),
+            (["--api-key-file", "nonesuch"], "No such file"),
+            (["--host", "192.0.2.1"], "cannot bind to 192.0.2.1"),
+        ],
+    )
+    def test_mistakes(self, folders, capsys, arguments, message):
+        assert main(["serve", "--model", str(folders["reranker"]), *arguments]) == 2
+        assert message in capsys.readouterr().err
+
+    def test_what_serving_needs_is_named(self, folders, capsys, monkeypatch):
+        monkeypatch.delitem(sys.modules, "pyrerank.serve.command", raising=False)
+        monkeypatch.setitem(sys.modules, "uvicorn", None)
+        assert main(["serve", "--model", str(folders["reranker"])]) == 2
+        assert "serving needs pip install 'pyrerank[serve]'" in capsys.readouterr().err
+
+    def test_a_checkpoint_whose_task_nothing_tells(self, folders, tmp_path, capsys):
+        (tmp_path / "model").symlink_to(folders["reranker"])
+        os.chdir(tmp_path)
+        assert main(["serve", "--model", "model"]) == 2
+        assert "add --task score or --task embed" in capsys.readouterr().err
+
+
+class TestStrangers:
+    def test_oversized_headers_and_nonsense(self, reranker):
+        host, port = reranker.url.removeprefix("http://").split(":")
+        huge = b"GET /health HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 200_000 + b"\r\n\r\n"
+        for sent in (huge, b"\x16\x03\x01\x02\x00nonsense\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"):
+            with socket.create_connection((host, int(port)), PATIENCE) as connection:
+                with contextlib.suppress(ConnectionError):  # it may not read all
+                    connection.sendall(sent)
+                with contextlib.suppress(ConnectionError):
+                    assert connection.recv(100).startswith((b"HTTP/1.1 4", b""))
+        assert httpx.get(f"{reranker.url}/health").status_code == 200
+
+    def test_addresses_that_are_not_public_are_not_asked(self, folders, monkeypatch):
+        asked = []
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                asked.append(self.path)
+
+        inside = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+        thread = threading.Thread(target=inside.serve_forever)
+        thread.start()
+        real = socket.getaddrinfo
+        monkeypatch.setattr(  # a name that an attacker owns
+            socket,
+            "getaddrinfo",
+            lambda host, *a, **k: real(
+                "127.0.0.1" if host == "pictures.example" else host, *a, **k
+            ),
+        )
+        hosts = ["pictures.example", "localhost", "127.0.0.1", "169.254.169.254", "10.0.0.1", "::1"]
+        served = Served(Reranker(folders["vl-reranker"]), fetch=Fetcher(hosts=hosts, seconds=1))
+        port = inside.server_port
+        urls = [f"http://{f'[{host}]' if ':' in host else host}:{port}/a.png" for host in hosts]
+        urls += [
+            f"http://other.example:{port}/a.png",
+            f"http://a@localhost:{port}/",
+            "ftp://localhost/a",
+        ]
+        try:
+            for kind in ("image_url", "video_url"):
+                for url in urls:
+                    document = {"content": [{"type": kind, kind: {"url": url}}]}
+                    response = served.post("/rerank", {"query": "a", "documents": [document]})
+                    assert response.status_code == 400
+                    assert response.json()["error"]["param"] == "documents[0]"
+        finally:
+            served.close()
+            inside.shutdown()
+            thread.join()
+            inside.server_close()
+        assert not asked
