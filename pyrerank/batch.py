@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from itertools import accumulate, count, islice
 
@@ -25,6 +25,9 @@ MAX_SEQUENCES = 4096
 # sequences before it attends: they take little more memory than the MLP does.  Enough for documents
 # of a third of their prefix; shorter ones fill a pass less.
 SHARED_PER_TOKEN = 3
+# tokens whose keys and values a stream may leave for the next: template, instruction, short query
+HEAD = 256
+NOTHING = np.empty(0, ">u8")
 # prompts that are sorted together: bounds the token ids that are held
 WINDOW = 1024
 
@@ -136,7 +139,8 @@ class Run:
         prompts: the prompts.
         shared: how many of its first tokens each has in common with the one before it, and does
             not compute; of the first prompt, with the last one of the run before.
-        kept: the same of the first prompt of the next run.
+        kept: the same of the first prompt of the next run; of the last run, how many first tokens
+            of its last prompt are left for another stream.
     """
 
     members: list[int]
@@ -162,10 +166,19 @@ class Prefix:
     Attributes:
         layers: of each layer key and value [P, kv_heads, head_dim], or None where there are none.
         rows: int32, which of the P of before and the T of a pass it leaves; None: none.
+        key: of the P tokens, between streams; see `key_of`.
     """
 
     layers: deque[tuple[torch.Tensor, torch.Tensor] | None]
     rows: torch.Tensor | None = None
+    key: np.ndarray = field(default_factory=lambda: NOTHING)
+
+    def cut(self, count: int) -> None:
+        """Drops all but the first ``count`` tokens."""
+        self.layers = deque(
+            (layer[0][:count], layer[1][:count]) if layer and count else None
+            for layer in self.layers
+        )
 
     def extend(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of before and of now.  Called once by each layer, in order."""
@@ -194,6 +207,8 @@ def plan(
     sequences: int = MAX_SEQUENCES,
     most_shared: float = math.inf,
     chained: bool = True,
+    before: np.ndarray = NOTHING,
+    keep: bool = False,
 ) -> Iterator[Run]:
     """Divides a stream of prompts into runs that compute at most ``token_budget`` tokens each.
 
@@ -207,12 +222,14 @@ def plan(
         sequences: most prompts of a run.
         most_shared: most keys of a run that prompts have from others, the sum of ``Run.shared``.
         chained: whether a run goes on from the one before; else its first prompt computes all.
+        before: key of the tokens that the stream before has left; see `key_of`.
+        keep: whether the last run leaves the beginning of its last prompt, up to the first picture.
     """
     members: list[int] = []
     taken: list[Prompt] = []
     skips: list[int] = []
     computed = shared = 0
-    for member, prompt, skip in _in_order(windows, share):
+    for member, prompt, skip in _in_order(windows, share, before):
         if members and (
             computed + len(prompt.ids) - skip > token_budget
             or shared + skip > most_shared
@@ -227,20 +244,20 @@ def plan(
         computed += len(prompt.ids) - skip
         shared += skip
     if members:
-        yield Run(members, taken, skips, 0)
+        ends = HEAD, len(taken[-1].ids), *(span.start for span in taken[-1].spans)
+        yield Run(members, taken, skips, min(ends) if keep and share and chained else 0)
 
 
 def _in_order(
-    windows: Iterable[Sequence[Prompt]], share: bool
+    windows: Iterable[Sequence[Prompt]], share: bool, before: np.ndarray
 ) -> Iterator[tuple[int, Prompt, int]]:
     """Place, prompt, and how many tokens it has in common with the one yielded before."""
     places = count()
-    before = np.empty(0, ">u8")
     for window in windows:
         if not share:
             yield from ((n, prompt, 0) for prompt, n in zip(window, places, strict=False))
             continue
-        keyed = [(_key(prompt), next(places), prompt) for prompt in window]
+        keyed = [(key_of(prompt), next(places), prompt) for prompt in window]
         for key, n, prompt in sorted(keyed, key=lambda entry: entry[0].tobytes()):
             shorter = min(len(before), len(key) - 1)  # the last token is always computed
             different = np.flatnonzero(before[:shorter] != key[:shorter])
@@ -248,7 +265,7 @@ def _in_order(
             before = key
 
 
-def _key(prompt: Prompt) -> np.ndarray:
+def key_of(prompt: Prompt) -> np.ndarray:
     """A number a token: its id, and for a vision token the name of the picture that it is of.
 
     Big-endian, so that their bytes sort as they do.

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Generic, NoReturn, TypeVar
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -28,6 +29,7 @@ from pyrerank.batch import (
     Prefix,
     Run,
     in_windows,
+    key_of,
     pack,
     plan,
 )
@@ -122,6 +124,7 @@ class Engine(Generic[Item, Result]):
         self._encoder = encoder
         self.computed = 0
         self.share_prefixes = self.prune_last_layer = True
+        self._left: Prefix | None = None  # by the last stream, for the next
         self._lost: str | None = None
         self.graphs: Graphs | None = None
         self.features: Features | None = None
@@ -223,17 +226,26 @@ class Engine(Generic[Item, Result]):
         return [results[item] for item in items]
 
     def stream(
-        self, windows: Iterable[Sequence[Prompt]]
+        self, windows: Iterable[Sequence[Prompt]], *, keep: bool = False
     ) -> Generator[tuple[Run, torch.Tensor], None, None]:
         """Runs prompts, however many there are; yields each pass with its rows of results, on the
         host.
 
-        Windows are taken as passes need them, one pass ahead, in a thread of its own.
+        Windows are taken as passes need them, one pass ahead, in a thread of its own.  With
+        ``keep``, the next stream may share the beginning of the last prompt.
         """
-        prefix = self._model.no_prefix()
-        with closing(ahead((run, pack(run)) for run in self._plan(windows))) as packed:
+        prefix, self._left = self._left or self._model.no_prefix(), None
+        runs = self._plan(windows, prefix.key, keep)
+        last = None
+        with closing(ahead((run, pack(run)) for run in runs)) as packed:
             for run, batch in packed:
+                if last is None:
+                    prefix.cut(run.shared[0])
+                last = run
                 yield run, self._forward(run, batch, prefix)
+        if last is not None and last.kept:
+            prefix.key = key_of(last.prompts[-1])[: last.kept]
+            self._left = prefix
 
     def passes(
         self, prompts: Iterable[Prompt], total: int, unit: str, progress: bool | None
@@ -254,7 +266,9 @@ class Engine(Generic[Item, Result]):
                     done += 1
                 bar.update(len(run.members))
 
-    def _plan(self, windows: Iterable[Sequence[Prompt]]) -> Iterator[Run]:
+    def _plan(
+        self, windows: Iterable[Sequence[Prompt]], before: np.ndarray, keep: bool
+    ) -> Iterator[Run]:
         graphs = self.graphs
         bounded = graphs is not None or gathers(self._attend)
         return plan(
@@ -264,6 +278,8 @@ class Engine(Generic[Item, Result]):
             sequences=MAX_SEQUENCES if graphs is None else graphs.buckets[-1].sequences,
             most_shared=SHARED_PER_TOKEN * self.token_budget if bounded else math.inf,
             chained=graphs is None,
+            before=before,
+            keep=keep,
         )
 
     @torch.inference_mode()

@@ -117,3 +117,42 @@ def test_embeddings(tmp_path):
     together = embedder.embed(inputs)
     for vector, content in zip(together, inputs, strict=True):
         assert np.array_equal(vector, embedder.embed([content])[0])
+
+
+@pytest.mark.parametrize("kind", list(CONTENTS))
+def test_what_a_stream_leaves_changes_no_bit_of_the_next(switched, kind):
+    prompts = switched.encode(
+        [switched.pair("a pair", q, d) for q in ("steam", "mills") for d in CONTENTS[kind]]
+    )
+    head = len(switched.encode([switched.pair("a pair", "steam", "x")])[0].ids) - len("steam x") - 9
+
+    def rows(keep: bool) -> tuple[list[list[float]], int]:
+        """Of a stream for each prompt; and what they computed."""
+        computed, found = switched.computed, []
+        for prompt in prompts:
+            [(_, row)] = switched.stream([[prompt]], keep=keep)
+            found += row.tolist()
+        return found, switched.computed - computed
+
+    list(switched.stream([[prompts[0]]]))  # leaves nothing
+    alone, all_tokens = rows(keep=False)
+    assert all_tokens == sum(len(prompt.ids) for prompt in prompts)
+    kept, fewer = rows(keep=True)
+    assert kept == alone
+    assert fewer <= all_tokens - (len(prompts) - 1) * head
+
+
+def test_a_stream_that_fails_or_ends_early_leaves_nothing(switched, monkeypatch):
+    [prompt] = switched.encode([switched.pair("a pair", "steam", "mills")])
+    [(_, want)] = switched.stream([[prompt]], keep=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(switched, "_forward", lambda run, batch, prefix: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            list(switched.stream([[prompt]], keep=True))
+    early = switched.stream([[prompt], [prompt]], keep=True)
+    next(early)
+    early.close()
+    computed = switched.computed
+    [(_, rows)] = switched.stream([[prompt]], keep=True)
+    assert switched.computed - computed == len(prompt.ids)
+    assert rows.tolist() == want.tolist()

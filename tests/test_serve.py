@@ -526,8 +526,8 @@ class TestErrors:
         served = serve(engine, request)
         stream = engine.stream
 
-        def broken(prompts):
-            for run, rows in stream(prompts):
+        def broken(windows, keep):
+            for run, rows in stream(windows, keep=keep):
                 long = torch.tensor([[len(prompt.ids) > 200] for prompt in run.prompts])
                 yield run, torch.where(long, torch.nan, rows)
 

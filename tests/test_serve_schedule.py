@@ -82,11 +82,10 @@ class TestMerging:
         scores = [[item["score"] for item in r.json()["data"]] for r in responses]
         assert scores == want
         assert served.passes == [1, 24]
-        # as one call would compute: six different pairs, eighteen last tokens, and the first one
+        # as one call would compute: the first pair, six that differ, and eighteen last tokens
         one_call = copy(loaded)
         one_call.computed = 0
-        one_call.score(QUERY, ["c"])
-        one_call.score([q for q in queries[:3] for _ in "ab"], ["a", "b"] * 3)
+        one_call.score([QUERY, *(q for q in queries[:3] for _ in "ab")], ["c", *["a", "b"] * 3])
         assert served.engine.computed == one_call.computed + 18
 
     def test_scores_are_those_of_a_call_whatever_comes_together(self, served, loaded):
@@ -175,15 +174,15 @@ class TestMerging:
         with held(engine) as word:
             scheduler.submit(job(engine, "first"))
             word.wait_for_pass()
-            for n in range(20):
-                each = job(engine, f"text {n}")
+            for n in range(12):
+                each = job(engine, f"{n} {'text ' * 30}")
                 refs.append(weakref.ref(each))
                 scheduler.submit(each)
             last = each.done
             del each
         assert last.result(PATIENCE)
         scheduler.close()
-        assert max(kept) == 20 and kept[-1] <= 4  # at hand, or in a pass that is prepared
+        assert max(kept) == 12 and kept[-1] <= 4  # at hand, or in a pass that is prepared
 
 
 class TestLeaving:

@@ -203,7 +203,7 @@ class Scheduler:
     ) -> None:
         """Hands out the rows of the windows, pass by pass, and removes them from ``taken``."""
         start, before = time.monotonic(), engine.computed
-        for run, rows in engine.stream(windows):
+        for run, rows in engine.stream(windows, keep=True):
             self._watch(len(rows), engine.computed - before, time.monotonic() - start)
             each = zip(run.members, rows, run.prompts, run.shared, strict=True)
             for member, row, prompt, shared in each:
