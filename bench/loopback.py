@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
+import socket
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parent / "peers"))
+
+from prompts import OVERRIDES, chat_template, family
 
 
 @contextmanager
@@ -30,6 +39,44 @@ def server(model: str, *more: str) -> Iterator[tuple[subprocess.Popen[str], int]
         process.terminate()
         process.wait()
         drain.wait()
+
+
+@contextmanager
+def vllm_server(python: str, model: str, dtype: str, threads: int) -> Iterator[int]:
+    """vLLM's server on the same model, with the settings of `vllm_pooling`; its port."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    environment = {
+        "VLLM_CPU_KVCACHE_SPACE": "4",
+        "VLLM_CPU_OMP_THREADS_BIND": f"0-{threads - 1}",
+        "OMP_NUM_THREADS": str(threads),
+    }
+    kind = family(model)
+    with tempfile.NamedTemporaryFile("w", suffix=".jinja") as template:
+        template.write(chat_template(kind))
+        template.flush()
+        command = f"-m vllm.entrypoints.openai.api_server --host 127.0.0.1 --port {port}"
+        command += f" --model {model} --dtype {dtype} --runner pooling --max-model-len 4096"
+        command += f" --enable-prefix-caching --block-size 32 --chat-template {template.name}"
+        process = subprocess.Popen(
+            [python, *command.split(), "--hf-overrides", json.dumps(OVERRIDES[kind])],
+            env=os.environ | environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            while True:
+                try:
+                    socket.create_connection(("127.0.0.1", port)).close()
+                    break
+                except ConnectionRefusedError:
+                    if process.poll() is not None:
+                        raise SystemExit(f"vLLM's server ended: {process.args}") from None
+                    time.sleep(1)
+            yield port
+        finally:
+            process.terminate()
+            process.wait()
 
 
 class Client:

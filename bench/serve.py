@@ -1,12 +1,17 @@
 """`pyrerank serve` beside `Reranker.score` on the same pairs: throughput, and latency at 70% of it.
 
-    python bench/serve.py --model 0.6B
+    python bench/serve.py --model 0.6B [--vllm VLLM/bin/python]
 
 A request is words of XQuAD as a query, with a few passages. The engine scores all of them in one
 call in this process; then a server on the loopback address gets them from clients that send their
-next request when the last is answered; then at random times, at 70% of the rate that the server had
-reached, a latency counting from the time at which a request was due. Client and server share the
-processor.
+next request when the last is answered. Then requests come evenly, and at random (a Poisson
+process), at 70% of the rate that the server had reached; a latency counts from the time at which a
+request was due. Client and server share the processor. vLLM's server, from an environment that has
+it, takes its turns in the same rounds.
+
+"ideal" is a server that answers one request after the other, in order, each in the time that one
+took at saturation: what no server of that speed can beat by much on the same arrivals, whose p99
+they decide themselves.
 """
 
 from __future__ import annotations
@@ -18,12 +23,14 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import random_checkpoint
-from loopback import Client, server
+import torch
+from loopback import Client, server, vllm_server
 from replay import XQUAD, cut
 
 from pyrerank import Reranker, machine
@@ -69,56 +76,86 @@ async def saturate(port: int, clients: int, bodies: Sequence[Any]) -> tuple[floa
     return seconds, [scores[number] for number in range(len(bodies))]
 
 
-async def arrive(port: int, rate: float, bodies: Sequence[Any]) -> list[float]:
-    """Seconds of each request, of which ``rate`` a second are due at random times."""
-    gaps = np.random.default_rng(1).exponential(1 / rate, len(bodies))
-    free: list[Client] = []
-    taken: list[float] = []
-    start = time.perf_counter()
+async def arrive(port: int, due: np.ndarray, bodies: Sequence[Any]) -> np.ndarray:
+    """Seconds that each request took, from the second at which it was due."""
 
-    async def one(body: Any, due: float) -> None:
+    async def one(body: Any, due: float) -> float:
         await asyncio.sleep(due - (time.perf_counter() - start))
-        client = free.pop() if free else await Client.open(port)
+        client = await Client.open(port)
         await scores_of(client, body)
-        taken.append(time.perf_counter() - start - due)
-        free.append(client)
-
-    await asyncio.gather(*map(one, bodies, np.cumsum(gaps)))
-    for client in free:
         client.close()
-    return taken
+        return time.perf_counter() - start - due
+
+    start = time.perf_counter()
+    return np.array(await asyncio.gather(*map(one, bodies, due)))
+
+
+def ideal(due: np.ndarray, seconds: float) -> np.ndarray:
+    """Of a server that takes ``seconds`` for each request, one after the other."""
+    taken, free = [], 0.0
+    for each in due:
+        free = max(free, each) + seconds
+        taken.append(free - each)
+    return np.array(taken)
+
+
+def arrivals(count: int, rate: float) -> dict[str, np.ndarray]:
+    """Seconds at which requests are due, ``rate`` a second."""
+    gaps = np.random.default_rng(1).exponential(1 / rate, count)
+    return {"evenly": np.arange(count) / rate, "at random": np.cumsum(gaps)}
+
+
+def percentiles(seconds: np.ndarray) -> dict[str, float]:
+    p50, p99 = (1e3 * float(np.percentile(seconds, p)) for p in (50, 99))
+    return {"p50_ms": p50, "p99_ms": p99, "p99_over_p50": p99 / p50}
 
 
 def run(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
     engine = Reranker(model, device=arguments.device, dtype=arguments.dtype)
+    dtype = str(engine.dtype).removeprefix("torch.")
     bodies = requests(engine, arguments.requests, arguments.documents, arguments.tokens)
     queries = [body["queries"] for body in bodies for _ in body["documents"]]
     documents = [document for body in bodies for document in body["documents"]]
-    more = [f"--{name}={getattr(arguments, name)}" for name in ("device", "dtype")
-            if getattr(arguments, name) is not None]  # fmt: skip
-    offline, served, ratios = [], [], []
-    with server(model, *more) as (_, port):
+    offline: list[float] = []
+    rows: dict[str, dict[str, Any]] = {}
+    with ExitStack() as stack:
+        device = [f"--device={engine.device}", f"--dtype={dtype}"]
+        ports = {"pyrerank": stack.enter_context(server(model, *device))[1]}
+        if arguments.vllm is not None:
+            started = vllm_server(arguments.vllm, model, dtype, torch.get_num_threads())
+            ports["vllm"] = stack.enter_context(started)
+        ratios: dict[str, list[float]] = {name: [] for name in ports}
         for number in range(-1, arguments.rounds):
             start = time.perf_counter()
             scores = engine.score(queries, documents, progress=False)
             seconds = time.perf_counter() - start
-            taken, answers = asyncio.run(saturate(port, arguments.clients, bodies))
-            if [
-                score for answer in answers for score in answer
-            ] != scores and engine.device.type == "cpu":
-                raise SystemExit("the server's scores are not the engine's")
             if number >= 0:  # the first is for warming up
                 offline.append(len(documents) / seconds)
-                served.append(len(documents) / taken)
-                ratios.append(seconds / taken)
-        rate = LOAD * statistics.median(served) / arguments.documents
-        latency = asyncio.run(arrive(port, rate, bodies * arguments.rounds))
-    p50, p99 = (1e3 * float(np.percentile(latency, p)) for p in (50, 99))
+            for name, port in ports.items():
+                taken, answers = asyncio.run(saturate(port, arguments.clients, bodies))
+                served = [score for answer in answers for score in answer]
+                if name == "pyrerank" and engine.device.type == "cpu" and served != scores:
+                    raise SystemExit("the server's scores are not the engine's")
+                if number >= 0:
+                    ratios[name].append(seconds / taken)
+            difference = float(np.abs(np.subtract(served, scores)).max())
+        for name, port in ports.items():
+            ratio = statistics.median(ratios[name])
+            rate = statistics.median(offline) * ratio / arguments.documents
+            rows[name] = {
+                "pairs_per_second": rate * arguments.documents,
+                "over_offline": {"median": ratio, "all": ratios[name]},
+            }
+            due = arrivals(len(bodies) * arguments.rounds, LOAD * rate)
+            for how, seconds in due.items():
+                latency = asyncio.run(arrive(port, seconds, bodies * arguments.rounds))
+                rows[name][how] = percentiles(latency)
+                rows[name][f"{how}, ideal"] = percentiles(ideal(seconds, 1 / rate))
     return {
         "command": "bench/serve.py",
         "model": arguments.model,
         "random_weights": arguments.model in random_checkpoint.SHAPES,
-        "dtype": str(engine.dtype).removeprefix("torch."),
+        "dtype": dtype,
         "machine": machine.describe(engine.device),
         "clients": arguments.clients,
         "requests": len(bodies),
@@ -126,11 +163,9 @@ def run(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
         "document_tokens": arguments.tokens,
         "rounds": arguments.rounds,
         "offline_pairs_per_second": statistics.median(offline),
-        "served_pairs_per_second": statistics.median(served),
-        "served_over_offline": {"median": statistics.median(ratios), "all": ratios},
+        "largest_score_difference_of_vllm": difference if "vllm" in ports else None,
         "load": LOAD,
-        "p50_ms": p50,
-        "p99_ms": p99,
+        "servers": rows,
     }
 
 
@@ -144,6 +179,7 @@ def main() -> None:
         default="0.6B",
         help=f"a checkpoint's folder or name; or {shapes}: random weights of that shape",
     )
+    parser.add_argument("--vllm", metavar="PYTHON", help="of an environment that has vLLM")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--requests", type=int, default=192, help="in a round")
     parser.add_argument("--documents", type=int, default=4, help="of a request")
@@ -163,11 +199,18 @@ def main() -> None:
         f"{where['device']}; {where['processor']}, {where['threads']} threads\n"
         f"{report['requests']} requests of {report['documents']} documents of "
         f"{report['document_tokens']} tokens, {report['clients']} clients\n"
-        f"one call:  {report['offline_pairs_per_second']:.1f} pairs/s\n"
-        f"server:    {report['served_pairs_per_second']:.1f} pairs/s, "
-        f"{report['served_over_offline']['median']:.1%} of it\n"
-        f"at {LOAD:.0%} of that: p50 {report['p50_ms']:.0f} ms, p99 {report['p99_ms']:.0f} ms"
+        f"one call of Reranker.score: {report['offline_pairs_per_second']:.2f} pairs/s"
     )
+    for name, row in report["servers"].items():
+        ratio = row["over_offline"]["median"]
+        print(f"{name}: {row['pairs_per_second']:.2f} pairs/s, {ratio:.3f} of it; at {LOAD:.0%}:")
+        for how in ("evenly", "at random"):
+            for key in (how, f"{how}, ideal"):
+                ms = row[key]
+                print(
+                    f"    {key:16} p50 {ms['p50_ms']:6.0f} ms, p99 {ms['p99_ms']:6.0f} ms, "
+                    f"ratio {ms['p99_over_p50']:.2f}"
+                )
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
 

@@ -36,6 +36,18 @@ EMBEDDING_PARTS = {
         _TAIL,
     ),
 }
+# vLLM's, to make the classifier of the two tokens' rows
+OVERRIDES = {
+    family: {
+        "architectures": [architecture],
+        "classifier_from_token": ["no", "yes"],
+        "is_original_qwen3_reranker": True,
+    }
+    for family, architecture in (
+        ("qwen3", "Qwen3ForSequenceClassification"),
+        ("qwen3_vl", "Qwen3VLForSequenceClassification"),
+    )
+}
 
 
 def family(model: str) -> str:

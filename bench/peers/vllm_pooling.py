@@ -7,7 +7,7 @@ On a CPU its default cache block is 128 tokens, so that shorter prefixes in comm
 import os
 from typing import Any
 
-from prompts import chat_template, family
+from prompts import OVERRIDES, chat_template, family
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")  # GiB
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # its memory is then this process's
@@ -15,11 +15,6 @@ threads = int(os.environ["OMP_NUM_THREADS"])
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", f"0-{threads - 1}")
 
 from vllm import LLM  # noqa: E402  # reads the settings above
-
-ARCHITECTURES = {
-    "qwen3": "Qwen3ForSequenceClassification",
-    "qwen3_vl": "Qwen3VLForSequenceClassification",
-}
 
 
 class Engine:
@@ -39,11 +34,7 @@ class Engine:
             dtype=dtype,
             max_model_len=4096,
             allowed_local_media_path="/",
-            hf_overrides={
-                "architectures": [ARCHITECTURES[kind]],
-                "classifier_from_token": ["no", "yes"],
-                "is_original_qwen3_reranker": True,
-            },
+            hf_overrides=OVERRIDES[kind],
             **options,
         )
 
