@@ -24,6 +24,7 @@ from pyrerank.ahead import ahead
 from pyrerank.attention import Attend, FusedInfer, causal_mask, choose, gathers
 from pyrerank.batch import (
     MAX_SEQUENCES,
+    NOTHING,
     SHARED_PER_TOKEN,
     Batch,
     Prefix,
@@ -267,7 +268,10 @@ class Engine(Generic[Item, Result]):
                 bar.update(len(run.members))
 
     def _plan(
-        self, windows: Iterable[Sequence[Prompt]], before: np.ndarray, keep: bool
+        self,
+        windows: Iterable[Sequence[Prompt]],
+        before: np.ndarray = NOTHING,
+        keep: bool = False,
     ) -> Iterator[Run]:
         graphs = self.graphs
         bounded = graphs is not None or gathers(self._attend)
