@@ -316,6 +316,19 @@ def test_the_host_waits_once_a_batch(sim, tmp_path, graph, layers):
 
 
 @pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
+def test_what_a_stream_leaves_for_the_next(device, checkpoint, graph):
+    engine = Reranker(checkpoint("qwen3"), device=device, dtype="float32", graph=graph)
+    want = engine.score(QUERY, DOCUMENTS)
+    prompts = engine.encode([engine.pair("", QUERY, text) for text in DOCUMENTS])
+    engine.computed = 0
+    for prompt, score in zip(prompts, want, strict=True):
+        [(_, rows)] = engine.stream([[prompt]], keep=True)
+        assert abs(rows[0, 0].item() - score) <= BATCH_TOLERANCE["float32"]
+    everything = sum(len(prompt.ids) for prompt in prompts)
+    assert engine.computed == everything if graph else engine.computed < everything / 2
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 def test_embeddings_are_those_of_the_cpu(device, checkpoint, dtype, graph):
     want = Embedder(checkpoint("qwen3"), device="cpu", dtype="float32", dim=64).embed(POOL)
