@@ -197,9 +197,7 @@ class Encoder(Generic[Item]):
         self._text = plain_text(tokenizer)
         self._token = cache(lambda token: single_token(tokenizer, token))
         # the ids of what is no content: texts of templates, instructions
-        self._fixed = lru_cache(maxsize=256)(
-            lambda text: self._text.encode(text, add_special_tokens=False).ids
-        )
+        self._fixed = lru_cache(maxsize=256)(lambda text: self._encoded(text).ids)
 
     def wording(self, item: Item) -> Wording:
         """The prompt in words."""
@@ -230,7 +228,7 @@ class Encoder(Generic[Item]):
 
     def first_tokens(self, text: str, count: int) -> str:
         """The beginning of a text that has ``count`` tokens; all of a shorter one."""
-        offsets = self._text.encode(text, add_special_tokens=False).offsets
+        offsets = self._encoded(text).offsets
         return text[: offsets[count - 1][1]] if len(offsets) > count else text
 
     def explain(self, item: Item) -> Explanation:
@@ -238,6 +236,12 @@ class Encoder(Generic[Item]):
         [prompt] = self.encode([item])
         text = self._tokenizer.decode(prompt.ids, skip_special_tokens=False)
         return Explanation(text, prompt.ids, prompt.truncated)
+
+    def _encoded(self, text: str) -> Encoding:
+        [encoding] = self._text.encode_batch(
+            [text], add_special_tokens=False
+        )  # `encode` has the GIL
+        return encoding
 
     def _assemble(
         self,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any, TypeVar
 
 from pyrerank.pictures import Image, Media, is_picture, read_image, shown
@@ -97,6 +98,7 @@ class Reader:
         by_value = isinstance(value, (str, bytes, Path))
         key = (read, value if by_value else id(value))
         if key not in self._read:
+            self._media.check_wanted(name)
             self._read[key] = value, read(value, name, self._media)
         result: T = self._read[key][1]
         return result
@@ -141,6 +143,10 @@ def _part(part: object, name: str) -> Part:
     if kind.endswith("_url"):
         if isinstance(value, dict):
             _check_keys(value, {"url", "detail"}, name)  # a hint to OpenAI's own models
+            if not isinstance(value.get("detail"), (str, NoneType)):
+                raise TypeError(
+                    f"{name}: 'detail' must be str, got {type(value['detail']).__name__}"
+                )
             value = value.get("url")
         if not isinstance(value, str):
             raise TypeError(f"{name}: the URL must be str, got {type(value).__name__}")

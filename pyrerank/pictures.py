@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -32,6 +33,9 @@ MIN_IMAGE_TOKENS, MAX_IMAGE_TOKENS = 4, 1800
 MAX_VIDEO_FRAMES = 64
 MAX_ASPECT = 200
 MAX_PIXELS = 89_478_485  # of a picture before resizing; from there Pillow, too, warns of attacks
+MAX_SCANS = 100  # of a JPEG, each over all its pixels, however few bytes it has; libtiff's limit
+# Of a JPEG, in a segment or after one: not stuffing, padding, or a marker that has no segment.
+_MARKER = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd8])")
 
 # What people have; not what Pillow hands to another program (EPS) or a renderer (WMF), nor what it
 # takes nearly any bytes for (TGA).
@@ -48,6 +52,8 @@ class Media:
         max_video_frames: most frames that are taken from a video, evenly; at least 2, and even.
         files: whether paths and file: URIs are read; without, somebody else's request opens no file
             of this machine.
+        wanted: asked before each picture and each frame of a video; once it is False, nothing more
+            is read.
         fetch: gives the bytes behind an http(s) URL, see `pyrerank.Fetcher`; None refuses URLs.
 
     The defaults are those of the published reference: others change scores.
@@ -60,6 +66,7 @@ class Media:
     max_video_frames: int = MAX_VIDEO_FRAMES
     files: bool = True
     fetch: Fetch | None = None
+    wanted: Callable[[], bool] = field(default=lambda: True, repr=False)
 
     def __post_init__(self) -> None:
         tokens, frames = self.max_image_tokens, self.max_video_frames
@@ -69,6 +76,11 @@ class Media:
             )
         if not isinstance(frames, int) or frames < 2 or frames % 2:
             raise ValueError(f"max_video_frames must be an even int from 2 up, got {frames!r}")
+
+    def check_wanted(self, name: str) -> None:
+        """Raises ValueError where nobody wants pictures any longer."""
+        if not self.wanted():
+            raise ValueError(f"{name} is not read: nobody wants it any longer")
 
 
 @dataclass(frozen=True)
@@ -144,7 +156,24 @@ def _rgb(value: object, name: str, media: Media) -> PIL.Image.Image:
 def _identified(file: BinaryIO) -> PIL.Image.Image:
     """Opened, not yet decoded; a format that this Pillow was built without is not known."""
     PIL.Image.init()
-    return PIL.Image.open(file, formats=[f for f in FORMATS if f in PIL.Image.OPEN])
+    picture = PIL.Image.open(file, formats=[f for f in FORMATS if f in PIL.Image.OPEN])
+    if picture.format in ("JPEG", "MPO"):
+        start = file.tell()
+        file.seek(0)
+        scans = _scans(file.read())
+        file.seek(start)
+        if scans > MAX_SCANS:
+            raise ValueError(f"it has {scans} scans, over the limit of {MAX_SCANS}")
+    return picture
+
+
+def _scans(jpeg: bytes) -> int:
+    """How many scans a JPEG has."""
+    scans = position = 0
+    while (found := _MARKER.search(jpeg, position)) and found[1] != b"\xd9":  # of the end
+        scans += found[1] == b"\xda"
+        position = found.end() + int.from_bytes(jpeg[found.end() : found.end() + 2])
+    return scans
 
 
 def _from_array(array: NDArray[Any], name: str) -> PIL.Image.Image:
@@ -166,6 +195,7 @@ def _shown_rgb(picture: PIL.Image.Image, name: str) -> PIL.Image.Image:
     check_size(picture.height, picture.width, name)
     try:
         picture = PIL.ImageOps.exif_transpose(picture)
+        check_size(picture.height, picture.width, name)  # that of an icon is known when decoded
         if picture.mode == "F":
             raise ValueError("its values are floating-point; scale them to 0..255 as uint8 first")
         if picture.mode.startswith("I"):

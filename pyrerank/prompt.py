@@ -152,7 +152,8 @@ def unformat(query: str, document: str) -> tuple[str | None, str, str]:
     head = HEAD + "user\n"
     if not query.startswith(head):
         return None, query, document
-    match = _FORMATTED.fullmatch(query, len(head))
+    # without its last line break, every "<Query>:" would be tried, each to the end of the text
+    match = _FORMATTED.fullmatch(query, len(head)) if query.endswith("\n") else None
     if match is None:
         raise ValueError(
             "query starts with the reranker's prompt but does not go on with '<Instruct>: ...', "
@@ -208,5 +209,7 @@ def unformat_embedding(family: str, text: str) -> tuple[str | None, str]:
     """
     if family == "qwen3":
         return None, text.removesuffix("<|endoftext|>")
+    if not text.endswith(TAIL):  # tried first: the pattern would look for it from many places
+        return None, text
     match = _FORMATTED_EMBEDDING.fullmatch(text)
     return (match["instruction"], match["text"]) if match else (None, text)

@@ -72,7 +72,7 @@ def read_video(value: object, name: str, media: Media) -> Video:
             f"{name} must be a path, a URI, bytes or a list of frames, got {type(value).__name__}"
         )
     with file:
-        return _from_file(file, name, media.max_video_frames)
+        return _from_file(file, name, media)
 
 
 def _from_list(frames: Sequence[object], name: str, media: Media) -> Video:
@@ -89,7 +89,7 @@ def _from_list(frames: Sequence[object], name: str, media: Media) -> Video:
     return Video(_stack(images, count, name), seconds)
 
 
-def _from_file(file: BinaryIO, name: str, most: int) -> Video:
+def _from_file(file: BinaryIO, name: str, media: Media) -> Video:
     try:
         import av
     except ImportError:
@@ -98,8 +98,8 @@ def _from_file(file: BinaryIO, name: str, most: int) -> Video:
         ) from None
     try:
         total, rate = _scan(file, name)
-        picked = _sample(total, rate, most)
-        frames = _stack(_decode(file, picked, name), len(picked), name)
+        picked = _sample(total, rate, media.max_video_frames)
+        frames = _stack(_decode(file, picked, name, media), len(picked), name)
     except av.FFmpegError as error:
         raise ValueError(f"{name} cannot be decoded: {error.strerror}") from error
     return Video(frames, _pair_means([i / rate for i in picked]))
@@ -142,7 +142,9 @@ def _sample(total: int, rate: float, most: int) -> list[int]:
     return list(indices)
 
 
-def _decode(file: BinaryIO, picked: list[int], name: str) -> Iterator[tuple[int, Pixels]]:
+def _decode(
+    file: BinaryIO, picked: list[int], name: str, media: Media
+) -> Iterator[tuple[int, Pixels]]:
     """The frames of the given ascending indices, upright."""
     wanted = iter(picked)
     index = next(wanted)
@@ -150,6 +152,7 @@ def _decode(file: BinaryIO, picked: list[int], name: str) -> Iterator[tuple[int,
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         for i, frame in enumerate(container.decode(stream)):
+            media.check_wanted(name)
             if frame.is_corrupt:
                 raise ValueError(f"{name} is damaged at frame {i}")
             while i == index:

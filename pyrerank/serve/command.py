@@ -22,6 +22,7 @@ from pyrerank.reranker import Reranker
 from pyrerank.serve.app import build
 from pyrerank.serve.arguments import LIMITS
 from pyrerank.serve.metrics import Metrics
+from pyrerank.serve.protocol import Protocol
 from pyrerank.serve.schedule import Scheduler
 from pyrerank.serve.service import Service
 from pyrerank.serve.settings import Settings
@@ -68,7 +69,8 @@ def serve(args: argparse.Namespace, media: Media) -> int:
         at = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         config = uvicorn.Config(
             build(service, settings, metrics),
-            http="h11",  # bounds headers
+            http=Protocol,
+            ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,

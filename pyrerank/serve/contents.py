@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from pyrerank.jsonl import content_of
-from pyrerank.media import is_parts
+from pyrerank.media import KINDS, is_parts
+from pyrerank.pictures import shown
 from pyrerank.serve.errors import BadRequest
 from pyrerank.serve.wire import RerankDocument
 
@@ -24,14 +25,27 @@ def several(value: Any) -> list[Any]:
     return value if isinstance(value, list) and not is_parts(value) else [value]
 
 
-def pictures(value: Any) -> int:
-    """How many images, videos and frames a content has."""
-    if isinstance(value, list):
-        return sum(isinstance(part, dict) and part.get("type") != "text" for part in value)
-    if not isinstance(value, dict):
-        return 0
-    given = [value.get(kind) for kind in ("image", "video")]
-    return sum(len(each) if isinstance(each, list) else each is not None for each in given)
+def size(value: Any) -> tuple[int, int]:
+    """How many characters of text, and how many images, videos and frames, a content or a
+    conversation has, whether or not it can be read."""
+    characters = pictures = 0
+    texts, visuals = [value], []  # no recursion: it may be nested deep
+    while texts:
+        each = texts.pop()
+        if isinstance(each, str):
+            characters += len(each)
+        elif isinstance(each, list):
+            texts += each
+        elif isinstance(each, dict):
+            texts += [each.get("content"), each.get("text")]
+            visuals += [each.get(kind) for kind in KINDS if kind != "text"]
+    while visuals:
+        each = visuals.pop()
+        if isinstance(each, list):
+            visuals += each
+        else:
+            pictures += each is not None
+    return characters, pictures
 
 
 def conversation(messages: Any, name: str) -> tuple[str | None, Any]:
@@ -43,13 +57,13 @@ def conversation(messages: Any, name: str) -> tuple[str | None, Any]:
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         raise BadRequest(f"{name} must be a list of messages with 'role' and 'content'", name)
     roles = [message.get("role") for message in messages]
-    given = {role: message.get("content") for role, message in zip(roles, messages, strict=True)}
     if roles not in ([*a, "user", *b] for a in ([], ["system"]) for b in ([], ["assistant"])):
         raise BadRequest(
-            f"{name} has the roles {roles}; one message of the user is embedded, a system message "
-            "may stand before it and an empty one of the assistant after it",
+            f"{name} has the roles {shown(roles)}; one message of the user is embedded, a system "
+            "message may stand before it and an empty one of the assistant after it",
             name,
         )
+    given = {role: message.get("content") for role, message in zip(roles, messages, strict=True)}
     system, answer = (_text(given.get(role)) for role in ("system", "assistant"))
     if system is None or answer is None:
         raise BadRequest(f"{name}: system and assistant messages must be text", name)
@@ -61,8 +75,14 @@ def conversation(messages: Any, name: str) -> tuple[str | None, Any]:
 def _text(value: Any) -> str | None:
     """The text of a message without pictures; None of any other."""
     if isinstance(value, list):
-        texts = [_text(part.get("text")) if isinstance(part, dict) else None for part in value]
-        return None if None in texts else "".join(filter(None, texts))
+        texts: list[str] = [
+            part["text"]
+            for part in value
+            if isinstance(part, dict)
+            and part.get("type") == "text"
+            and isinstance(part.get("text"), str)
+        ]
+        return "".join(texts) if len(texts) == len(value) else None
     return "" if value is None else value if isinstance(value, str) else None
 
 
@@ -71,7 +91,7 @@ def echo(document: Any, whole: bool) -> RerankDocument:
     their data unless ``whole``."""
     given = content(document)
     if isinstance(given, dict):
-        if not pictures(given):
+        if not size(given)[1]:
             return RerankDocument(text="".join(given.get("text") or ()), multi_modal=None)
         given = [
             {"type": kind, kind: each}

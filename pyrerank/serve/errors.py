@@ -12,6 +12,8 @@ from starlette.exceptions import HTTPException
 
 from pyrerank.errors import DeviceError, EngineClosed, NonFiniteScore
 
+LONGEST = 2000  # characters of a message, which may quote the request
+
 log = logging.getLogger("pyrerank.serve")
 
 
@@ -40,6 +42,8 @@ class NotHere(BadRequest):
 def error_response(
     status: int, message: str, type: str | None = None, param: str | None = None
 ) -> JSONResponse:
+    if len(message) > LONGEST:  # its end often says what to do
+        message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
     error = {
         "message": message.encode(errors="replace").decode(),  # it may quote a lone surrogate
         "type": type or HTTPStatus(status).phrase,

@@ -216,7 +216,7 @@ class Gate:
             "time": round(time.time(), 3),
             "id": visit.id,
             "client": (scope.get("client") or [None])[0],
-            "method": scope["method"],
+            "method": scope["method"][:20],
             "path": scope["path"][:200],
             "status": int(status),
             "seconds": round(seconds, 4),

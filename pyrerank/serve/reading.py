@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from pyrerank.serve.schedule import Job, Scheduler
 
 READERS = 2  # threads; more would take an engine on a CPU its cores
 LOT = 64  # items that are made tokens at a time
+CHARACTERS = 2**20  # of them, or of one that has more
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Reading:
 
     def _queue(self, entries: Sequence[Entry], job: Job, limit: int | None) -> None:
         try:
-            reader = Reader(self._media)
+            reader = Reader(replace(self._media, wanted=lambda: not job.done.cancelled()))
             prompts: list[Prompt] = []
             for start in range(0, len(entries), LOT):
                 items = self._items(entries[start : start + LOT], reader, job)
@@ -118,7 +119,23 @@ class Reading:
     def _prompts(self, read: Sequence[Pair | Input | Prompt], limit: int | None) -> list[Prompt]:
         items: list[Any] = [item for item in read if not isinstance(item, Prompt)]
         try:
-            encoded = iter(self._scheduler.engine.encode(items, limit))
+            encoded = iter(
+                [p for lot in _lots(items) for p in self._scheduler.engine.encode(lot, limit)]
+            )
         except ValueError as error:
             raise BadRequest(str(error), "truncate_prompt_tokens") from error
         return [item if isinstance(item, Prompt) else next(encoded) for item in read]
+
+
+def _lots(items: Sequence[Pair | Input]) -> Iterator[list[Any]]:
+    """Items in order, by their characters."""
+    lot: list[Pair | Input] = []
+    characters = 0
+    for item in items:
+        size = sum(len(content.text or "") for content in item.contents)
+        if lot and characters + size > CHARACTERS:
+            yield lot
+            lot, characters = [], 0
+        lot.append(item)
+        characters += size
+    yield lot

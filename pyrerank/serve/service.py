@@ -19,11 +19,16 @@ from pyrerank.media import Content, Reader
 from pyrerank.pictures import Media
 from pyrerank.reranker import Reranker, Score
 from pyrerank.serve import wire
-from pyrerank.serve.contents import content, conversation, echo, pictures, several
+from pyrerank.serve.contents import content, conversation, echo, several, size
 from pyrerank.serve.errors import BadRequest, NotFound
 from pyrerank.serve.reading import Entry, Reading
 from pyrerank.serve.schedule import Job, Scheduler
 from pyrerank.serve.settings import Settings
+
+# Making tokens takes up to half a KiB of memory and a microsecond for each character, also of what
+# is over the model's limit and cut afterwards.
+MAX_CHARACTERS = 2**20  # of one content
+CHARACTERS = 16  # of all prompts of a request, for each token that they may have
 
 
 class Service:
@@ -109,19 +114,19 @@ class Service:
         engine = self.scheduler.engine
         if not isinstance(engine, Embedder):
             raise NotFound("the model served here scores pairs; it makes no embeddings")
-        size = engine.dim if request.dimensions is None else request.dimensions
-        if not 1 <= size <= engine.dim:
-            raise BadRequest(f"dimensions must be 1 to {engine.dim}, got {size}", "dimensions")
+        dim = engine.dim if request.dimensions is None else request.dimensions
+        if not 1 <= dim <= engine.dim:
+            raise BadRequest(f"dimensions must be 1 to {engine.dim}, got {dim}", "dimensions")
         field, inputs = _inputs(request)
-        self._check(request, field, inputs)
-        instruction = self._instruction(request)
+        self._check(request, field, inputs, 1)
+        instruction = self._instruction(request, len(inputs))
         entries = [
             self._input(engine, f"{field}[{i}]", each, instruction) for i, each in enumerate(inputs)
         ]
         rows = await self._reading.rows(entries, job, request.truncate_prompt_tokens)
         data = []
         for i, row in enumerate(rows):
-            vector = _shortened(engine.result(job.prompts[i], row).vector, size)
+            vector = _shortened(engine.result(job.prompts[i], row).vector, dim)
             embedding = (
                 vector.tolist()
                 if request.encoding_format == "float"
@@ -149,9 +154,9 @@ class Service:
         engine = self.scheduler.engine
         if not isinstance(engine, Reranker):
             raise NotFound("the model served here makes embeddings; it does not score pairs")
-        self._check(request, first, queries)
-        self._check(request, second, documents)
-        instruction = self._instruction(request)
+        self._check(request, first, queries, len(documents) // len(queries) if queries else 1)
+        self._check(request, second, documents, 1)
+        instruction = self._instruction(request, len(documents))
 
         def entry(i: int) -> Entry:
             name = f"{second}[{i}]"
@@ -187,8 +192,8 @@ class Service:
 
         return Entry(name, read, {"instruction": "instruction"})
 
-    def _check(self, request: wire.Request, field: str, values: Sequence[Any]) -> None:
-        """Refuses what the server does not take."""
+    def _check(self, request: wire.Request, field: str, values: Sequence[Any], uses: int) -> None:
+        """Refuses what the server does not take; each value is in as many prompts as ``uses``."""
         limits, engine = self._settings, self.scheduler.engine
         if request.model and request.model not in limits.names:
             raise NotFound(
@@ -207,7 +212,23 @@ class Service:
                 "send fewer at a time",
                 field,
             )
-        count = sum(pictures(value) for value in values)
+        sizes = [size(value) for value in values]
+        longest = max(range(len(values)), key=lambda i: sizes[i][0])
+        if sizes[longest][0] > MAX_CHARACTERS:
+            name = field if field == "query" else f"{field}[{longest}]"
+            raise BadRequest(
+                f"{name} has {sizes[longest][0]} characters, and the server takes "
+                f"{MAX_CHARACTERS}; cut it",
+                name,
+            )
+        count, most = uses * sum(n for n, _ in sizes), CHARACTERS * limits.max_tokens
+        if count > most:
+            raise BadRequest(
+                f"{field} has {count} characters in all prompts, and the server takes {most}; send "
+                "fewer at a time",
+                field,
+            )
+        count = sum(n for _, n in sizes)
         if count > limits.max_pictures:
             raise BadRequest(
                 f"{field} has {count} images, videos and frames, and the server takes "
@@ -215,9 +236,16 @@ class Service:
                 field,
             )
 
-    def _instruction(self, request: wire.Request) -> Any:
+    def _instruction(self, request: wire.Request, prompts: int) -> Any:
         given = request.chat_template_kwargs or {}
         chosen = given.get("instruction", request.instruction)  # the encoder tells what is no text
+        most = CHARACTERS * self._settings.max_tokens // prompts
+        if isinstance(chosen, str) and len(chosen) > most:
+            raise BadRequest(
+                f"instruction has {len(chosen)} characters, and the server takes {most} with "
+                f"{prompts} prompts; shorten it",
+                "instruction",
+            )
         return self._default if chosen is None else chosen
 
     def _list(self, request: wire.Request, job: Job) -> dict[str, Any]:
