@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from pyrerank.fetch import Fetcher
 from pyrerank.pictures import Media
 from pyrerank.serve.app import build
 from pyrerank.serve.metrics import Metrics
+from pyrerank.serve.protocol import http_server
 from pyrerank.serve.schedule import Scheduler
 from pyrerank.serve.service import Service
 from pyrerank.serve.settings import Settings
@@ -76,6 +78,18 @@ class Served:
 
     def close(self) -> None:
         self.service.close()
+
+
+@contextmanager
+def listening(served: Served) -> Iterator[tuple[str, int]]:
+    """The server on a port of the loopback address, whose address this is."""
+    server = http_server(served.app, drain=1)
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        thread = threading.Thread(target=server.run, args=([bound],))
+        thread.start()
+        yield bound.getsockname()
+        server.should_exit = True
+        thread.join()
 
 
 class Word:

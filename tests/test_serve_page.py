@@ -3,15 +3,12 @@
 import json
 import re
 import shutil
-import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import uvicorn
 from checkpoints import write_random
-from serving import PATIENCE, Served
+from serving import PATIENCE, Served, listening
 
 from pyrerank import Reranker
 
@@ -37,13 +34,8 @@ def served(tmp_path_factory) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def address(served) -> Iterator[str]:
-    bound = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(served.app, lifespan="off", log_config=None))
-    thread = threading.Thread(target=server.run, args=([bound],))
-    thread.start()
-    yield f"http://127.0.0.1:{bound.getsockname()[1]}/"
-    server.should_exit = True
-    thread.join()
+    with listening(served) as (host, port):
+        yield f"http://{host}:{port}/"
 
 
 @pytest.fixture(scope="module")

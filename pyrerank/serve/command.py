@@ -11,8 +11,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import uvicorn
-
 from pyrerank.checkpoint import Checkpoint, open_checkpoint
 from pyrerank.embedder import Embedder
 from pyrerank.engine import Engine
@@ -22,7 +20,7 @@ from pyrerank.reranker import Reranker
 from pyrerank.serve.app import build
 from pyrerank.serve.arguments import LIMITS
 from pyrerank.serve.metrics import Metrics
-from pyrerank.serve.protocol import Protocol
+from pyrerank.serve.protocol import http_server
 from pyrerank.serve.schedule import Scheduler
 from pyrerank.serve.service import Service
 from pyrerank.serve.settings import Settings
@@ -67,25 +65,15 @@ def serve(args: argparse.Namespace, media: Media) -> int:
         service = Service(scheduler, settings, media, args.model, default)
         host, port = bound.getsockname()[:2]
         at = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        config = uvicorn.Config(
-            build(service, settings, metrics),
-            http=Protocol,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=75,  # longer than clients and balancers keep theirs: no race
-            timeout_graceful_shutdown=args.drain,
-        )
-        bound.listen(config.backlog)
+        server = http_server(build(service, settings, metrics), args.drain)
+        bound.listen(server.config.backlog)
         log.info("%s serves %s on %s", at, settings.names[0], scheduler.engine.device)
         if not settings.api_keys and not host.startswith(("127.", "::1")):
             log.warning("no API key is asked for, and %s may be open to others", host)
         # uvicorn drains, then sends itself the signal again; this process ends by itself
         signal.signal(signal.SIGTERM, lambda *_: None)
         try:
-            uvicorn.Server(config).run([bound])
+            server.run([bound])
         finally:
             service.close()
     return 0

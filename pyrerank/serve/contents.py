@@ -35,7 +35,7 @@ def size(value: Any) -> tuple[int, int]:
         if isinstance(each, str):
             characters += len(each)
         elif isinstance(each, list):
-            texts += each
+            texts += [one for one in each if isinstance(one, (str, list, dict))]  # no tokens
         elif isinstance(each, dict):
             texts += [each.get("content"), each.get("text")]
             visuals += [each.get(kind) for kind in KINDS if kind != "text"]

@@ -5,13 +5,33 @@ from __future__ import annotations
 import asyncio
 
 import h11
+import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 SECONDS = 30.0
 
 
+def http_server(app: ASGIApp, drain: int) -> uvicorn.Server:
+    """Serves ``app``; when it is stopped, requests that are here have ``drain`` seconds."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http=Protocol,
+            ws="none",  # it would be past the gate
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=75,  # longer than clients and balancers keep theirs: no race
+            timeout_graceful_shutdown=drain,
+        )
+    )
+
+
 class Protocol(H11Protocol):
-    """Closes connections whose headers, or bodies after their answer, take over `SECONDS`."""
+    """Closes connections whose headers, or what is left of a body after the answer, take over
+    `SECONDS`.  (The gate bounds what is in between.)"""
 
     _closing: asyncio.TimerHandle | None = None
 

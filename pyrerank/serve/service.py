@@ -319,10 +319,10 @@ def _inputs(request: wire.EmbeddingRequest) -> tuple[str, list[Any]]:
 def _prompt(engine: Embedder, name: str, ids: list[Any]) -> Prompt:
     """A prompt of the caller's own tokens, which are run as they are."""
     size = engine.checkpoint.config.vocab_size
-    if not all(type(id) is int and 0 <= id < size for id in ids):
-        raise ValueError(f"{name} must hold token ids from 0 to {size - 1} only")
     if len(ids) > engine.max_tokens:
         raise ValueError(f"{name} has {len(ids)} tokens, over the limit of {engine.max_tokens}")
+    if not all(type(id) is int and 0 <= id < size for id in ids):
+        raise ValueError(f"{name} must hold token ids from 0 to {size - 1} only")
     return Prompt(ids, 0)
 
 
