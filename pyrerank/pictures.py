@@ -195,7 +195,6 @@ def _shown_rgb(picture: PIL.Image.Image, name: str) -> PIL.Image.Image:
     check_size(picture.height, picture.width, name)
     try:
         picture = PIL.ImageOps.exif_transpose(picture)
-        check_size(picture.height, picture.width, name)  # that of an icon is known when decoded
         if picture.mode == "F":
             raise ValueError("its values are floating-point; scale them to 0..255 as uint8 first")
         if picture.mode.startswith("I"):

@@ -87,9 +87,11 @@ def listening(served: Served) -> Iterator[tuple[str, int]]:
     with socket.create_server(("127.0.0.1", 0)) as bound:
         thread = threading.Thread(target=server.run, args=([bound],))
         thread.start()
-        yield bound.getsockname()
-        server.should_exit = True
-        thread.join()
+        try:
+            yield bound.getsockname()
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 class Word:

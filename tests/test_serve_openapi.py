@@ -34,6 +34,8 @@ def test_any_request_is_answered_as_described(task, tmp_path):
     asked: dict[str, set[int]] = {}
 
     def ask(case: schemathesis.Case) -> None:
+        if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
+            case.body["model"] = "served"  # others are 404, whatever else is in the request
         response = case.call()
         case.validate_response(response, checks=CHECKS)
         asked.setdefault(case.path, set()).add(response.status_code)

@@ -7,7 +7,6 @@ from typing import Any
 
 from pyrerank.jsonl import content_of
 from pyrerank.media import KINDS, is_parts
-from pyrerank.pictures import shown
 from pyrerank.serve.errors import BadRequest
 from pyrerank.serve.wire import RerankDocument
 
@@ -35,7 +34,7 @@ def size(value: Any) -> tuple[int, int]:
         if isinstance(each, str):
             characters += len(each)
         elif isinstance(each, list):
-            texts += [one for one in each if isinstance(one, (str, list, dict))]  # no tokens
+            texts += [one for one in each if isinstance(one, (str, dict))]  # no tokens
         elif isinstance(each, dict):
             texts += [each.get("content"), each.get("text")]
             visuals += [each.get(kind) for kind in KINDS if kind != "text"]
@@ -59,7 +58,7 @@ def conversation(messages: Any, name: str) -> tuple[str | None, Any]:
     roles = [message.get("role") for message in messages]
     if roles not in ([*a, "user", *b] for a in ([], ["system"]) for b in ([], ["assistant"])):
         raise BadRequest(
-            f"{name} has the roles {shown(roles)}; one message of the user is embedded, a system "
+            f"{name} has the roles {roles}; one message of the user is embedded, a system "
             "message may stand before it and an empty one of the assistant after it",
             name,
         )
@@ -78,9 +77,7 @@ def _text(value: Any) -> str | None:
         texts: list[str] = [
             part["text"]
             for part in value
-            if isinstance(part, dict)
-            and part.get("type") == "text"
-            and isinstance(part.get("text"), str)
+            if isinstance(part, dict) and isinstance(part.get("text"), str)
         ]
         return "".join(texts) if len(texts) == len(value) else None
     return "" if value is None else value if isinstance(value, str) else None
