@@ -136,7 +136,8 @@ class TestEnding:
         assert message in capsys.readouterr().err
 
     def test_what_serving_needs_is_named(self, folder, capsys, monkeypatch):
-        monkeypatch.delitem(sys.modules, "pyrerank.serve.command", raising=False)
+        for module in ("command", "protocol"):
+            monkeypatch.delitem(sys.modules, f"pyrerank.serve.{module}", raising=False)
         monkeypatch.setitem(sys.modules, "uvicorn", None)
         assert main(["serve", "--model", str(folder)]) == 2
         assert "serving needs pip install 'pyrerank[serve]'" in capsys.readouterr().err
