@@ -113,9 +113,9 @@ def percentiles(seconds: np.ndarray) -> dict[str, float]:
 def run(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
     engine = Reranker(model, device=arguments.device, dtype=arguments.dtype)
     dtype = str(engine.dtype).removeprefix("torch.")
-    bodies = requests(engine, arguments.requests, arguments.documents, arguments.tokens)
-    queries = [body["queries"] for body in bodies for _ in body["documents"]]
-    documents = [document for body in bodies for document in body["documents"]]
+    # new ones in each round, and for each kind of arrivals: vLLM keeps what it has computed
+    size, rounds = arguments.requests, arguments.rounds
+    every = requests(engine, (1 + 3 * rounds) * size, arguments.documents, arguments.tokens)
     offline: list[float] = []
     rows: dict[str, dict[str, Any]] = {}
     with ExitStack() as stack:
@@ -125,7 +125,10 @@ def run(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
             started = vllm_server(arguments.vllm, model, dtype, torch.get_num_threads())
             ports["vllm"] = stack.enter_context(started)
         ratios: dict[str, list[float]] = {name: [] for name in ports}
-        for number in range(-1, arguments.rounds):
+        for number in range(-1, rounds):
+            bodies, every = every[:size], every[size:]
+            queries = [body["queries"] for body in bodies for _ in body["documents"]]
+            documents = [document for body in bodies for document in body["documents"]]
             start = time.perf_counter()
             scores = engine.score(queries, documents, progress=False)
             seconds = time.perf_counter() - start
@@ -146,9 +149,10 @@ def run(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
                 "pairs_per_second": rate * arguments.documents,
                 "over_offline": {"median": ratio, "all": ratios[name]},
             }
-            due = arrivals(len(bodies) * arguments.rounds, LOAD * rate)
-            for how, seconds in due.items():
-                latency = asyncio.run(arrive(port, seconds, bodies * arguments.rounds))
+            half = len(every) // 2
+            halves = {"evenly": every[:half], "at random": every[half:]}
+            for how, seconds in arrivals(half, LOAD * rate).items():
+                latency = asyncio.run(arrive(port, seconds, halves[how]))
                 rows[name][how] = percentiles(latency)
                 rows[name][f"{how}, ideal"] = percentiles(ideal(seconds, 1 / rate))
     return {
@@ -158,10 +162,10 @@ def run(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
         "dtype": dtype,
         "machine": machine.describe(engine.device),
         "clients": arguments.clients,
-        "requests": len(bodies),
+        "requests": size,
         "documents": arguments.documents,
         "document_tokens": arguments.tokens,
-        "rounds": arguments.rounds,
+        "rounds": rounds,
         "offline_pairs_per_second": statistics.median(offline),
         "largest_score_difference_of_vllm": difference if "vllm" in ports else None,
         "load": LOAD,
