@@ -41,3 +41,13 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tokenizer(vocabulary: Path) -> Tokenizer:
     return Tokenizer.from_file(str(vocabulary / "tokenizer.json"))
+
+
+@pytest.fixture(scope="session")
+def random_reranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small reranker of texts, whose name says so."""
+    from checkpoints import write_random
+
+    folder = tmp_path_factory.mktemp("reranker")
+    write_random(folder, "qwen3-reranker", tied=True)
+    return folder

@@ -9,7 +9,6 @@ from typing import Any
 
 import httpx
 import pytest
-from checkpoints import write_random
 from prometheus_client.parser import text_string_to_metric_families
 from serving import PATIENCE, Served, held
 
@@ -21,10 +20,8 @@ KEYS = ("first-key", "second-key")
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory) -> Reranker:
-    folder = tmp_path_factory.mktemp("qwen3")
-    write_random(folder, "qwen3-reranker", tied=True)
-    return Reranker(folder, device="cpu")
+def loaded(random_reranker) -> Reranker:
+    return Reranker(random_reranker, device="cpu")
 
 
 @pytest.fixture

@@ -7,12 +7,10 @@ import re
 import signal
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
-from checkpoints import write_random
 from serving import PATIENCE, Process, running
 
 from pyrerank import Reranker
@@ -23,15 +21,8 @@ DOCUMENTS = ["Beijing is the capital of China.", "Gravity is a force.", "steam",
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("reranker")
-    write_random(folder, "qwen3-reranker", tied=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def reranker(folder) -> Iterator[Process]:
-    with running(folder, "--served-model-name", "reranker") as process:
+def reranker(random_reranker) -> Iterator[Process]:
+    with running(random_reranker, "--served-model-name", "reranker") as process:
         yield process
 
 
@@ -41,7 +32,7 @@ def metric(url: str, name: str) -> float:
 
 
 class TestLoad:
-    def test_a_load_generator(self, reranker, folder):
+    def test_a_load_generator(self, reranker, random_reranker):
         """What vLLM's `bench serve` sends for reranking: 1,000 requests at once."""
         rng = np.random.default_rng(0)
         words = ["steam", "engine", "river", "capital", "of", "China", "gravity", "moon", "tide"]
@@ -76,7 +67,7 @@ class TestLoad:
         ]
         billed = sum(response.json()["usage"]["prompt_tokens"] for response in responses)
         assert metric(reranker.url, "pyrerank_billed_tokens_total") - before == billed
-        want = Reranker(folder).score(
+        want = Reranker(random_reranker).score(
             [query for query, *documents in texts for _ in documents],
             [document for _, *documents in texts for document in documents],
         )
@@ -87,9 +78,9 @@ class TestLoad:
 
 
 class TestEnding:
-    def test_all_that_was_accepted_is_answered(self, folder):
+    def test_all_that_was_accepted_is_answered(self, random_reranker):
         body = {"query": QUERY, "documents": [f"{n} {'text ' * 30}" for n in range(60)]}
-        with running(folder) as process:
+        with running(random_reranker) as process:
 
             async def stop_under_load() -> list[httpx.Response]:
                 async with httpx.AsyncClient(timeout=300) as client:
@@ -104,7 +95,7 @@ class TestEnding:
 
             responses = asyncio.run(stop_under_load())
             assert process.process.wait(PATIENCE) == 0
-        want = Reranker(folder).score(QUERY, body["documents"])
+        want = Reranker(random_reranker).score(QUERY, body["documents"])
         for response in responses:
             got = sorted((r["index"], r["relevance_score"]) for r in response.json()["results"])
             assert [score for _, score in got] == want
@@ -113,9 +104,9 @@ class TestEnding:
         logged = [json.loads(line) for line in process.lines if line.startswith("{")]
         assert sum(entry["path"] == "/rerank" for entry in logged) == 12
 
-    def test_a_second_server_at_the_port(self, folder, reranker, capsys):
+    def test_a_second_server_at_the_port(self, random_reranker, reranker, capsys):
         port = reranker.url.rpartition(":")[2]
-        assert main(["serve", "--model", str(folder), "--port", port]) == 2
+        assert main(["serve", "--model", str(random_reranker), "--port", port]) == 2
         assert (
             f"cannot bind to 127.0.0.1 port {port}: Address already in use"
             in capsys.readouterr().err
@@ -131,19 +122,19 @@ class TestEnding:
             (["--host", "192.0.2.1"], "cannot bind to 192.0.2.1"),
         ],
     )
-    def test_mistakes(self, folder, capsys, arguments, message):
-        assert main(["serve", "--model", str(folder), *arguments]) == 2
+    def test_mistakes(self, random_reranker, capsys, arguments, message):
+        assert main(["serve", "--model", str(random_reranker), *arguments]) == 2
         assert message in capsys.readouterr().err
 
-    def test_what_serving_needs_is_named(self, folder, capsys, monkeypatch):
+    def test_what_serving_needs_is_named(self, random_reranker, capsys, monkeypatch):
         for module in ("command", "protocol"):
             monkeypatch.delitem(sys.modules, f"pyrerank.serve.{module}", raising=False)
         monkeypatch.setitem(sys.modules, "uvicorn", None)
-        assert main(["serve", "--model", str(folder)]) == 2
+        assert main(["serve", "--model", str(random_reranker)]) == 2
         assert "serving needs pip install 'pyrerank[serve]'" in capsys.readouterr().err
 
-    def test_a_checkpoint_whose_task_nothing_tells(self, folder, tmp_path, capsys):
-        (tmp_path / "model").symlink_to(folder)
+    def test_a_checkpoint_whose_task_nothing_tells(self, random_reranker, tmp_path, capsys):
+        (tmp_path / "model").symlink_to(random_reranker)
         os.chdir(tmp_path)
         assert main(["serve", "--model", "model"]) == 2
         assert "add --task score or --task embed" in capsys.readouterr().err

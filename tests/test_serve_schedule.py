@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import write_random
 from serving import PATIENCE, Served, held
 
 from pyrerank import OutOfMemory, Reranker
@@ -22,10 +21,8 @@ SHARED = 8  # tokens that any two prompts of different queries share, at least
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory) -> Reranker:
-    folder = tmp_path_factory.mktemp("qwen3")
-    write_random(folder, "qwen3-reranker", tied=True)
-    return Reranker(folder, device="cpu")
+def loaded(random_reranker) -> Reranker:
+    return Reranker(random_reranker, device="cpu")
 
 
 @pytest.fixture
