@@ -63,7 +63,7 @@ class TestPipeline:
 
 
 def code() -> Iterator[ast.AST]:
-    for file in (ROOT / "pyrerank").glob("*.py"):
+    for file in (ROOT / "pyrerank").rglob("*.py"):
         yield from ast.walk(ast.parse(file.read_text("utf-8")))
 
 
