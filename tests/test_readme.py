@@ -51,8 +51,7 @@ def clone(tmp_path_factory) -> Path:
     """A folder with what the commands read, and the checkpoints that the README's commands make."""
     folder = tmp_path_factory.mktemp("readme")
     shutil.copytree(ROOT / "examples", folder / "examples")
-    for pictures in ("tests/data/pictures", "pyrerank/demo/pictures"):
-        shutil.copytree(ROOT / pictures, folder / pictures)
+    shutil.copytree(ROOT / "tests/data/pictures", folder / "tests/data/pictures")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for name, kind in CHECKPOINTS.items():
