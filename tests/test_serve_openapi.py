@@ -46,7 +46,7 @@ def test_any_request_is_answered_as_described(task, tmp_path):
             posts = operation.method.upper() == "POST"
             cases = st.one_of(valid, invalid) if posts else valid
             limits = settings(
-                max_examples=30 if posts else 2,
+                max_examples=20 if posts else 2,
                 derandomize=True,
                 database=None,
                 phases=[Phase.generate],
