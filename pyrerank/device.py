@@ -3,12 +3,38 @@
 from __future__ import annotations
 
 import importlib
+import os
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
 import torch
 
-from pyrerank.errors import DeviceError
+from pyrerank.errors import DeviceError, EngineClosed
+
+# the process that made the first engine: itself and its threads, but none that is forked from it
+_owner: int | None = None
+
+
+def check_process(*, claim: bool = False) -> int:
+    """The id of this process, if it may run models; with ``claim``, it does so from here on.
+
+    A process that was forked from one that ran a model has the memory of its parent, but not its
+    threads: the thread pools of OpenMP wait for ever for theirs, and CUDA and CANN refuse.
+
+    Raises:
+        EngineClosed: this process was forked from one that ran a model.
+    """
+    global _owner
+    process = os.getpid()
+    if _owner not in (None, process):
+        raise EngineClosed(
+            f"this process was forked from process {_owner}, which had loaded a model; a forked "
+            "process cannot run one: start processes with multiprocessing.get_context('spawn'), "
+            "and load the model in each"
+        )
+    if claim:
+        _owner = process
+    return process
 
 
 def resolve(device: str | torch.device | None) -> torch.device:

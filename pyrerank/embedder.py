@@ -142,6 +142,7 @@ class Embedder(Engine[Input, Embedding]):
         reader: Reader | None = None,
     ) -> Input:
         """Reads and validates one input for `run`; ``name`` is what error messages call it."""
+        self._check_usable()
         return self._encoder.input(name, value, instruction, reader)
 
     def result(self, prompt: Prompt, row: torch.Tensor) -> Embedding:

@@ -7,14 +7,16 @@
 from __future__ import annotations
 
 import math
+import os
+import threading
 import traceback
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Generic, NoReturn, TypeVar
+from typing import Generic, NoReturn, Self, TypeVar
 
 import numpy as np
 import torch
@@ -35,7 +37,7 @@ from pyrerank.batch import (
     plan,
 )
 from pyrerank.checkpoint import Checkpoint
-from pyrerank.device import reserve, resolve, runtime, works
+from pyrerank.device import check_process, reserve, resolve, runtime, works
 from pyrerank.errors import DeviceError, EngineClosed, NonFiniteScore, OutOfMemory
 from pyrerank.features import Features
 from pyrerank.graph import GraphError, Graphs
@@ -75,6 +77,9 @@ class _Model:
 
 class Engine(Generic[Item, Result]):
     """A decoder with a head, loaded onto a device.
+
+    Threads may share an engine: a lock is held over each pass, from its inputs to the copy of its
+    results on the host, so that the passes of several calls take turns.
 
     Args:
         checkpoint: where the decoder's weights are.
@@ -121,6 +126,10 @@ class Engine(Generic[Item, Result]):
         if token_budget is None:
             token_budget = TOKEN_BUDGET_CPU if self.device.type == "cpu" else TOKEN_BUDGET
         self.token_budget = token_budget
+        self._process = check_process(claim=True)
+        # Whoever has it may use the model, the graphs and the features.  One thread may take it
+        # twice: a finaliser that the garbage collector runs in a pass may close the engine.
+        self._lock = threading.RLock()
         self.checkpoint = checkpoint
         self._encoder = encoder
         self.computed = 0
@@ -165,12 +174,13 @@ class Engine(Generic[Item, Result]):
         models.  A prompt longer than ``token_budget`` takes more; so do, without graphs, keys and
         values that a pass leaves for the next.
         """
-        decoder = self._model.decoder
-        attend = choose(self.device, self.dtype, captured=self.graphs is not None)
-        mask = causal_mask(self.device).nbytes if isinstance(attend, FusedInfer) else 0
-        weights = sum(parameter.nbytes for parameter in decoder.parameters())
-        vision = self.features.device_memory() if self.features is not None else 0
-        return weights + mask + decoder.activation_bytes(self.token_budget, attend) + vision
+        with self._use():
+            decoder = self._model.decoder
+            attend = choose(self.device, self.dtype, captured=self.graphs is not None)
+            mask = causal_mask(self.device).nbytes if isinstance(attend, FusedInfer) else 0
+            weights = sum(parameter.nbytes for parameter in decoder.parameters())
+            vision = self.features.device_memory() if self.features is not None else 0
+            return weights + mask + decoder.activation_bytes(self.token_budget, attend) + vision
 
     def warmup(self) -> None:
         """Captures the graph of every bucket now, instead of at its first use; without graphs,
@@ -178,12 +188,43 @@ class Engine(Generic[Item, Result]):
 
         Raises: `DeviceError`, as `score`.
         """
-        with self._failures(), torch.inference_mode():
+        with self._use(), self._failures(), torch.inference_mode():
             if self.graphs is not None:
                 try:
                     self.graphs.warmup(prune=self.prune_last_layer)
                 except GraphError as error:
                     self._give_up_graphs(error)
+
+    def close(self) -> None:
+        """Lets go of weights, graphs and features; the engine cannot be used afterwards.
+
+        Waits for a pass that runs in another thread; the call that the pass belongs to then raises
+        `EngineClosed`, unless that pass was its last.  Closing again does nothing.  In a forked
+        child it does nothing either: what an engine holds is the parent's.  ``with Reranker(...) as
+        engine:`` closes it at the end.
+        """
+        if self._process != os.getpid():
+            return
+        with self._lock:
+            if self._lost is None:
+                self._lost = f"this {type(self).__name__} was closed; make a new one"
+                self._let_go()
+                if self.device.type != "cpu":
+                    runtime(self.device).empty_cache()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> NoReturn:
+        kind = type(self).__name__
+        raise TypeError(
+            f"a {kind} can be neither pickled nor copied, because it holds a model on a device: "
+            "threads of one process can share it; processes, to be started with spawn, each make "
+            f"a {kind} of their own from the same arguments"
+        )
 
     @property
     def max_tokens(self) -> int:
@@ -235,7 +276,8 @@ class Engine(Generic[Item, Result]):
         Windows are taken as passes need them, one pass ahead, in a thread of its own.  With
         ``keep``, the next stream may share the beginning of the last prompt.
         """
-        prefix, self._left = self._left or self._model.no_prefix(), None
+        with self._use():
+            prefix, self._left = self._left or self._model.no_prefix(), None
         runs = self._plan(windows, prefix.key, keep)
         last = None
         with closing(ahead((run, pack(run)) for run in runs)) as packed:
@@ -246,7 +288,8 @@ class Engine(Generic[Item, Result]):
                 yield run, self._forward(run, batch, prefix)
         if last is not None and last.kept:
             prefix.key = key_of(last.prompts[-1])[: last.kept]
-            self._left = prefix
+            with suppress(EngineClosed), self._use():  # one closed since keeps nothing
+                self._left = prefix
 
     def passes(
         self, prompts: Iterable[Prompt], total: int, unit: str, progress: bool | None
@@ -288,20 +331,22 @@ class Engine(Generic[Item, Result]):
 
     @torch.inference_mode()
     def _forward(self, run: Run, batch: Batch, prefix: Prefix) -> torch.Tensor:
-        with self._failures():
-            if self.features is not None and (visuals := run.visuals):
-                batch = replace(batch, features=self.features.rows(visuals))
-            self.computed += batch.tokens
-            out = self._replay(batch)
-            if out is None:
-                on_device = batch.to(self.device)
-                prefix.rows = on_device.kept(run.kept)
-                out = self._model(on_device, self._attend, prefix, prune=self.prune_last_layer)
-            # a copy that never happened leaves no result either
-            rows = torch.full(out.shape, torch.nan, dtype=out.dtype).copy_(out)
-        if self.device.type != "cpu" and rows.isnan().any() and not works(self.device):
-            self._close("the device dropped work")
-        return rows
+        with self._use():
+            with self._failures():
+                if self.features is not None and (visuals := run.visuals):
+                    batch = replace(batch, features=self.features.rows(visuals))
+                self.computed += batch.tokens
+                out = self._replay(batch)
+                if out is None:
+                    on_device = batch.to(self.device)
+                    prefix.rows = on_device.kept(run.kept)
+                    out = self._model(on_device, self._attend, prefix, prune=self.prune_last_layer)
+                # NaN first, so that a copy that never happened leaves no result; before the lock is
+                # given up, because a graph's next replay writes to the same ``out``
+                rows = torch.full(out.shape, torch.nan, dtype=out.dtype).copy_(out)
+            if self.device.type != "cpu" and rows.isnan().any() and not works(self.device):
+                self._lose("the device dropped work")
+            return rows
 
     def _replay(self, batch: Batch) -> torch.Tensor | None:
         """The results of `_Model` from a graph; None where there is none."""
@@ -317,7 +362,7 @@ class Engine(Generic[Item, Result]):
         traceback.clear_frames(error.__traceback__)
         self.graphs = None
         if not works(self.device):
-            self._close(f"a graph failed and left it unusable: {error}")
+            self._lose(f"a graph failed and left it unusable: {error}")
         warnings.warn(
             "a forward pass could not be captured or replayed, so this engine runs eagerly from "
             f"here on, with the same scores ({error}). Free memory or streams on {self.device}, or "
@@ -328,10 +373,22 @@ class Engine(Generic[Item, Result]):
         )
 
     @contextmanager
-    def _failures(self) -> Iterator[None]:
-        """Around all that a device does: names its failures, and decides what they leave behind."""
+    def _use(self) -> Iterator[None]:
+        """Around all that needs the model: the lock, once the engine is known to be usable."""
+        self._check_usable()
+        with self._lock:
+            self._check_usable()
+            yield
+
+    def _check_usable(self) -> None:
+        """Raises `EngineClosed` where the engine cannot be used, or not in this process."""
+        check_process()
         if self._lost is not None:
             raise EngineClosed(self._lost)
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Around all that a device does: names its failures, and decides what they leave behind."""
         try:
             yield
         except torch.OutOfMemoryError as error:
@@ -348,16 +405,20 @@ class Engine(Generic[Item, Result]):
                 raise
             traceback.clear_frames(error.__traceback__)
             if not works(self.device):
-                self._close(str(error))
+                self._lose(str(error))
             raise DeviceError(f"{self.device} failed: {error}; it can be used again") from error
 
-    def _close(self, reason: str) -> NoReturn:
+    def _lose(self, reason: str) -> NoReturn:
         self._lost = (
             f"{self.device} or its runtime in this process is lost ({reason}); no engine in this "
             "process can use it any more: start a new process"
         )
-        self.graphs = None
+        self._let_go()
         raise EngineClosed(self._lost)
+
+    def _let_go(self) -> None:
+        self.graphs = self.features = self._left = None
+        vars(self).pop("_model", None)
 
 
 def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:

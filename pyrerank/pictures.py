@@ -42,6 +42,10 @@ _MARKER = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd8])")
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF", "JPEG2000", "ICO")
 
 
+def _always() -> bool:
+    return True  # a function with a name, because a lambda cannot be pickled
+
+
 @dataclass(frozen=True)
 class Media:
     """How the pictures of a call are read.
@@ -66,7 +70,7 @@ class Media:
     max_video_frames: int = MAX_VIDEO_FRAMES
     files: bool = True
     fetch: Fetch | None = None
-    wanted: Callable[[], bool] = field(default=lambda: True, repr=False)
+    wanted: Callable[[], bool] = field(default=_always, repr=False)
 
     def __post_init__(self) -> None:
         tokens, frames = self.max_image_tokens, self.max_video_frames

@@ -241,6 +241,7 @@ class Reranker(Engine[Pair, Score]):
         reader: Reader | None = None,
     ) -> Pair:
         """Reads and validates one pair for `run`; ``name`` is what error messages call it."""
+        self._check_usable()
         return self._encoder.pair(name, query, document, instruction, reader, self.instruction)
 
     def result(self, prompt: Prompt, row: torch.Tensor) -> Score:

@@ -1,9 +1,12 @@
-"""Prompts as one pass, and what the tree of them has."""
+"""Prompts as one pass, what the tree of them has, and engines that share a model."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 from pyrerank.batch import Batch, Run, pack, plan
 from pyrerank.inputs import Prompt
+
+T = TypeVar("T")
 
 
 def one_run(prompts: Sequence[Prompt]) -> Run:
@@ -26,3 +29,11 @@ def trie(prompts: Sequence[Prompt]) -> int:
     of each prompt that is there again."""
     nodes = {tuple(p.ids[:end]) for p in prompts for end in range(1, len(p.ids) + 1)}
     return len(nodes) + len(prompts) - len({tuple(p.ids) for p in prompts})
+
+
+def twin(engine: T) -> T:
+    """An engine of its own settings and counters that shares model, lock and graphs with
+    ``engine``."""
+    other = object.__new__(type(engine))
+    vars(other).update(vars(engine))
+    return other

@@ -2,7 +2,6 @@
 
 import shutil
 import threading
-from copy import copy
 from dataclasses import astuple
 from functools import cache
 from importlib.util import find_spec
@@ -14,6 +13,7 @@ from checkpoints import write_classifier, write_random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from published import Published
+from runs import twin
 from safetensors.torch import load_file, save_file
 
 import pyrerank
@@ -128,7 +128,7 @@ class TestBatches:
     def test_in_any_batch_as_alone(self, engine, alone, data):
         documents = data.draw(st.lists(st.sampled_from(POOL), min_size=1, max_size=64))
         budget = data.draw(st.sampled_from([1, 300, 1000, 8192]))
-        other = copy(engine)
+        other = twin(engine)
         other.token_budget = budget
         scores = other.score(QUERY, documents)
         assert scores == pytest.approx([alone[d] for d in documents], abs=BATCH_TOLERANCE)
@@ -289,7 +289,7 @@ class TestPreparation:
         with monkeypatch.context() as patched:
             patched.setattr("pyrerank.batch.WINDOW", 8)
             patched.setattr(engine._encoder, "encode", fail)
-            narrow = copy(engine)
+            narrow = twin(engine)
             narrow.token_budget = 300
             with pytest.raises(RuntimeError, match="of the second lot"):
                 narrow.score(QUERY, texts)
@@ -299,7 +299,7 @@ class TestPreparation:
 
     def test_leaving_early_leaves_no_thread(self, engine):
         pairs = [engine.pair("", QUERY, text) for text in POOL]
-        narrow = copy(engine)
+        narrow = twin(engine)
         narrow.token_budget = 1
         passes = narrow.passes(narrow._encoder.stream(pairs), len(pairs), "pair", False)
         next(passes)

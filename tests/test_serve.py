@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import PIL.Image
 import pytest
 import torch
 from checkpoints import write_random
+from runs import twin
 from serving import Served
 
 from pyrerank import Embedder, Reranker
@@ -489,7 +489,7 @@ class TestErrors:
         assert response.json()["error"]["param"] == "documents"
 
     def test_a_row_that_is_not_finite(self, vision, request, monkeypatch):
-        engine = copy(vision.engine)
+        engine = twin(vision.engine)
         served = serve(engine, request)
         stream = engine.stream
 

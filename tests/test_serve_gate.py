@@ -4,12 +4,12 @@ import asyncio
 import json
 import logging
 import re
-from copy import copy
 from typing import Any
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from runs import twin
 from serving import PATIENCE, Served, held
 
 from pyrerank import Reranker
@@ -27,7 +27,7 @@ def loaded(random_reranker) -> Reranker:
 @pytest.fixture
 def serve(loaded, request):
     def serve(**settings: Any) -> Served:
-        served = Served(copy(loaded), **settings)
+        served = Served(twin(loaded), **settings)
         request.addfinalizer(served.close)
         return served
 

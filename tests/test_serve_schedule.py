@@ -4,11 +4,11 @@ import asyncio
 import gc
 import threading
 import weakref
-from copy import copy
 from typing import Any
 
 import pytest
 import torch
+from runs import twin
 from serving import PATIENCE, Served, held
 
 from pyrerank import OutOfMemory, Reranker
@@ -28,7 +28,7 @@ def loaded(random_reranker) -> Reranker:
 @pytest.fixture
 def engine(loaded) -> Reranker:
     """With what a test may change of its own."""
-    return copy(loaded)
+    return twin(loaded)
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ class TestMerging:
         assert scores == want
         assert served.passes == [1, 24]
         # as one call would compute: the first pair, six that differ, and eighteen last tokens
-        one_call = copy(loaded)
+        one_call = twin(loaded)
         one_call.computed = 0
         one_call.score([QUERY, *(q for q in queries[:3] for _ in "ab")], ["c", *["a", "b"] * 3])
         assert served.engine.computed == one_call.computed + 18

@@ -10,13 +10,13 @@ import socket
 import threading
 import zlib
 from collections.abc import Iterator
-from copy import copy
 from pathlib import Path
 from typing import Any
 
 import PIL.Image
 import pytest
 from checkpoints import write_random
+from runs import twin
 from serving import PATIENCE, Served, listening
 
 from pyrerank import Embedder, Fetcher, Reranker, fetch, prompt
@@ -45,7 +45,7 @@ def loaded(folder) -> Reranker:
 @pytest.fixture
 def serve(loaded, request):
     def serve(engine: Any = None, **settings: Any) -> Served:
-        served = Served(engine or copy(loaded), **settings)
+        served = Served(engine or twin(loaded), **settings)
         request.addfinalizer(served.close)
         return served
 
@@ -54,7 +54,7 @@ def serve(loaded, request):
 
 @pytest.fixture(scope="module")
 def reranker(loaded) -> Iterator[Served]:
-    served = Served(copy(loaded))
+    served = Served(twin(loaded))
     yield served
     served.close()
 
@@ -371,7 +371,7 @@ class TestBombs:
             assert late.wait(PATIENCE)
             return CAT.read_bytes()
 
-        served = Served(copy(loaded), fetch=slow, timeout=0.05)
+        served = Served(twin(loaded), fetch=slow, timeout=0.05)
         pictures = {"image": ["http://a/1", "http://a/2"]}
         assert served.post("/rerank", with_document(pictures)).status_code == 504
         late.set()
@@ -632,7 +632,7 @@ class TestConnections:
 
     @pytest.fixture
     def address(self, loaded) -> Iterator[tuple[str, int]]:
-        served = Served(copy(loaded), api_keys=("my-key",))
+        served = Served(twin(loaded), api_keys=("my-key",))
         with listening(served) as address:
             yield address
             assert b" 200 OK" in talk(address, b"GET /health HTTP/1.1\r\n" + HOST + b"\r\n")
@@ -745,7 +745,7 @@ class TestConnections:
     )
     def test_headers_that_do_not_come(self, loaded, monkeypatch, sent):
         monkeypatch.setattr(protocol, "SECONDS", 0.05)
-        served = Served(copy(loaded))
+        served = Served(twin(loaded))
         with listening(served) as address:
             assert talk(address, sent) == b""
         served.close()
@@ -759,7 +759,7 @@ class TestConnections:
     )
     def test_what_comes_slowly_after_an_answer(self, loaded, monkeypatch, headers, more):
         monkeypatch.setattr(protocol, "SECONDS", 0.05)
-        served = Served(copy(loaded), api_keys=("my-key",))
+        served = Served(twin(loaded), api_keys=("my-key",))
         with listening(served) as address, socket.create_connection(address, 5) as open:
             open.sendall(b"POST /rerank HTTP/1.1\r\nHost: a\r\n" + headers)
             answer = b""
