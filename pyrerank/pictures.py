@@ -2,7 +2,7 @@
 
 Pixels are decoded as a viewer shows them and resized as the published reference of the VL models
 does it (github.com/QwenLM/Qwen3-VL-Embedding at 8ce3aab, `src/models/qwen3_vl_reranker.py`, over
-`qwen_vl_utils.vision_process` of github.com/QwenLM/Qwen3-VL). Knows nothing of tokens or models.
+`qwen_vl_utils.vision_process` of qwen-vl-utils 0.0.14). Knows nothing of tokens or models.
 """
 
 from __future__ import annotations
@@ -119,17 +119,18 @@ class Image:
 
 def read_image(value: object, name: str, media: Media) -> Image:
     """An image in any form, resized; see `pyrerank.media.Reader`."""
-    return Image(resized_image(value, name, media, media.max_image_tokens))
+    return Image(resized_image(value, name, media, media.max_image_tokens, SIDE))
 
 
-def resized_image(value: object, name: str, media: Media, max_tokens: int) -> Pixels:
-    """An image in any form, uint8 [height, width, 3]."""
+def resized_image(value: object, name: str, media: Media, max_squares: int, side: int) -> Pixels:
+    """An image in any form, uint8 [height, width, 3], of 4 to ``max_squares`` squares whose sides
+    have ``side`` pixels."""
     picture = _rgb(value, name, media)
-    most = max_tokens * SIDE**2
-    height, width = fitting_size(picture.height, picture.width, MIN_IMAGE_TOKENS * SIDE**2, most)
+    least, most = MIN_IMAGE_TOKENS * side**2, max_squares * side**2
+    height, width = fitting_size(picture.height, picture.width, least, most, side)
     # near the least size, and for long strips, rounding exceeds a low limit
-    width = min(width, max(1, most // height // SIDE) * SIDE)
-    height = min(height, most // width // SIDE * SIDE)
+    width = min(width, max(1, most // height // side) * side)
+    height = min(height, most // width // side * side)
     return np.array(picture.resize((width, height), PIL.Image.Resampling.BICUBIC))
 
 
@@ -233,21 +234,23 @@ def check_size(height: int, width: int, name: str) -> None:
         )
 
 
-def fitting_size(height: int, width: int, least: float, most: float) -> tuple[int, int]:
-    """Height and width, multiples of 32, near the given ones, of ``least`` to ``most`` pixels.
+def fitting_size(
+    height: int, width: int, least: float, most: float, side: int = SIDE
+) -> tuple[int, int]:
+    """Height and width, multiples of ``side``, near those given, of ``least`` to ``most`` pixels.
 
     Rounded to the nearest multiples; where these have too many pixels or too few, scaled to the
     limit first and then rounded down or up.
     """
-    rows, columns = max(1, round(height / SIDE)), max(1, round(width / SIDE))
-    if rows * columns * SIDE**2 > most:
+    rows, columns = max(1, round(height / side)), max(1, round(width / side))
+    if rows * columns * side**2 > most:
         shrink = math.sqrt(height * width / most)
-        rows = max(1, math.floor(height / shrink / SIDE))
-        columns = max(1, math.floor(width / shrink / SIDE))
-    elif rows * columns * SIDE**2 < least:
+        rows = max(1, math.floor(height / shrink / side))
+        columns = max(1, math.floor(width / shrink / side))
+    elif rows * columns * side**2 < least:
         grow = math.sqrt(least / (height * width))
-        rows, columns = math.ceil(height * grow / SIDE), math.ceil(width * grow / SIDE)
-    return rows * SIDE, columns * SIDE
+        rows, columns = math.ceil(height * grow / side), math.ceil(width * grow / side)
+    return rows * side, columns * side
 
 
 def digest_of(pixels: Pixels) -> bytes:

@@ -27,9 +27,13 @@ from pyrerank.pictures import (
 )
 
 # Of the published reference.
-FRAME_TOKENS = 16384  # most of a frame given as an image, which is resized as one first
+# A frame of a list is first resized as an image, of at most so many squares with such sides: the
+# reference takes the side of a token for the side of a patch, and doubles it once more.
+LIST_SQUARES, LIST_SIDE = 16384, 2 * SIDE
 FRAME_PIXELS = 128 * SIDE**2, 768 * SIDE**2  # least and most of a frame
-VIDEO_PIXELS = 7680 * SIDE**2  # most of a video, two frames counting once
+# Most pixels of a video, two frames counting once.  The reference gives its own limit for a list
+# of frames only; for a file its package's default holds, 0.9 of 128,000 tokens.
+LIST_PIXELS, FILE_PIXELS = 7680 * SIDE**2, 128_000 * SIDE**2 * 0.9
 LIST_RATE = 2.0  # frames a second of a list of frames
 FILE_RATE = 1.0  # frames a second sampled from a file
 MIN_FILE_FRAMES = 4
@@ -82,11 +86,12 @@ def _from_list(frames: Sequence[object], name: str, media: Media) -> Video:
     if len(frames) > media.max_video_frames:
         picked = np.linspace(0, len(frames) - 1, media.max_video_frames, dtype=int).tolist()
     images = (
-        (i, resized_image(frames[i], f"{name}, frame[{i}]", media, FRAME_TOKENS)) for i in picked
+        (i, resized_image(frames[i], f"{name}, frame[{i}]", media, LIST_SQUARES, LIST_SIDE))
+        for i in picked
     )
     count = len(picked) + len(picked) % 2
     seconds = _pair_means([i / LIST_RATE for i in range(count)])
-    return Video(_stack(images, count, name), seconds)
+    return Video(_stack(images, count, LIST_PIXELS, name), seconds)
 
 
 def _from_file(file: BinaryIO, name: str, media: Media) -> Video:
@@ -99,7 +104,7 @@ def _from_file(file: BinaryIO, name: str, media: Media) -> Video:
     try:
         total, rate = _scan(file, name)
         picked = _sample(total, rate, media.max_video_frames)
-        frames = _stack(_decode(file, picked, name, media), len(picked), name)
+        frames = _stack(_decode(file, picked, name, media), len(picked), FILE_PIXELS, name)
     except av.FFmpegError as error:
         raise ValueError(f"{name} cannot be decoded: {error.strerror}") from error
     return Video(frames, _pair_means([i / rate for i in picked]))
@@ -165,20 +170,24 @@ def _decode(
     raise ValueError(f"{name} is truncated: frame {index} is missing")
 
 
-def _stack(frames: Iterator[tuple[int, Pixels]], count: int, name: str) -> Pixels:
-    """Frames resized to the size that a video of ``count`` frames allows, the last one repeated
-    where there are fewer.
+def _stack(
+    frames: Iterator[tuple[int, Pixels]], count: int, most_pixels: float, name: str
+) -> Pixels:
+    """Frames resized to the size that a video of ``count`` frames and ``most_pixels`` allows, the
+    last one repeated where there are fewer.
     """
     least, most = FRAME_PIXELS
-    most_here = max(min(most, VIDEO_PIXELS / count * 2), int(least * 1.05))
+    most_here = max(min(most, most_pixels / count * 2), int(least * 1.05))
     shape, resized = None, []
     for i, frame in frames:
         if shape is None:
             shape = frame.shape
+            # of a list: after the first resizing, which may have made a strip narrower still
+            check_size(shape[0], shape[1], f"{name}, frame[{i}] as resized,")
             size = fitting_size(shape[0], shape[1], least, most_here)
         elif frame.shape != shape:
             raise ValueError(
-                f"{name}: frames must have one size; frame[{i}] is {frame.shape[1]} x "
+                f"{name}: frames must have one size; frame[{i}] becomes {frame.shape[1]} x "
                 f"{frame.shape[0]} pixels, the first one {shape[1]} x {shape[0]}"
             )
         resized.append(_resized_frame(frame, size))

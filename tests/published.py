@@ -1,9 +1,10 @@
 """What the published scripts do, written out once more, independently of pyrerank.
 
 Prompts are literal strings, tokenised whole by transformers; pictures are resized by the published
-formulas and cut up by transformers; scores come from the full vocabulary's logits, embeddings from
-the last hidden state.  Sources: the model cards of Qwen3-Reranker, Qwen3-Embedding and
-Qwen3-VL-Reranker, the scripts beside them and in github.com/QwenLM/Qwen3-VL-Embedding.
+package (`published_media`) and cut up by transformers; scores come from the full vocabulary's
+logits, embeddings from the last hidden state.  Sources: the model cards of Qwen3-Reranker,
+Qwen3-Embedding and Qwen3-VL-Reranker, the scripts beside them and in
+github.com/QwenLM/Qwen3-VL-Embedding.
 """
 
 import itertools
@@ -13,11 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import PIL.Image
 import torch
-import torch.nn.functional as F
+from published_media import SIDE, Clip, resized
 from safetensors.torch import load_file
 from transformers import (
     AutoTokenizer,
@@ -27,10 +27,7 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
     Qwen3VLModel,
 )
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
-    Qwen2VLImageProcessorPil,
-    smart_resize,
-)
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
 TEXT_PROMPT = """<|im_start|>system
@@ -78,51 +75,6 @@ LIMITS = {
 }
 
 IMAGE_PAD, VIDEO_PAD = 151655, 151656
-SIDE = 32  # of what becomes one token, in pixels
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A video's frames, uint8 [F, H, W, 3], F even, and the second of each."""
-
-    frames: np.ndarray
-    seconds: list[float]
-
-    @classmethod
-    def of_pictures(cls, pictures: Sequence[PIL.Image.Image]) -> "Clip":
-        """Of a list of frames, two a second."""
-        # as images, but with the larger limit of images in general
-        frames = [resized(picture, 16384) for picture in pictures]
-        frames += frames[-1:] * (len(frames) % 2)
-        return cls(np.stack(frames), [i / 2 for i in range(len(frames))])
-
-    @classmethod
-    def of_file(cls, path: Path) -> "Clip":
-        """Of a file, one frame a second, evenly, 4 at least."""
-        with av.open(path) as file:
-            rate = float(file.streams.video[0].average_rate)
-            frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
-        count = min(max(len(frames) / rate, 4), 64, len(frames)) // 2 * 2
-        picked = torch.linspace(0, len(frames) - 1, int(count)).round().int().tolist()
-        return cls(np.stack([frames[i] for i in picked]), [i / rate for i in picked])
-
-    def resized(self) -> np.ndarray:
-        count, *size, _ = self.frames.shape
-        least, most = 128 * SIDE**2, min(768 * SIDE**2, 7680 * SIDE**2 / count * 2)
-        size = smart_resize(*size, SIDE, least, max(most, int(least * 1.05)))
-        frames = torch.from_numpy(self.frames).permute(0, 3, 1, 2).float()
-        frames = F.interpolate(frames, size, mode="bicubic", antialias=True)
-        return frames.clamp(0, 255).round().byte().permute(0, 2, 3, 1).numpy()
-
-
-def resized(picture: PIL.Image.Image, most: int = 1800) -> np.ndarray:
-    """An image's pixels, uint8 [height, width, 3], for 4 to ``most`` tokens."""
-    if picture.mode == "RGBA":
-        white = PIL.Image.new("RGBA", picture.size, "white")
-        picture = PIL.Image.alpha_composite(white, picture)
-    height, width = smart_resize(*picture.size[::-1], SIDE, 4 * SIDE**2, most * SIDE**2)
-    return np.array(picture.convert("RGB").resize((width, height), PIL.Image.Resampling.BICUBIC))
-
 
 Part = str | PIL.Image.Image | Clip
 Content = str | Sequence[Part]  # a str is the text by itself; parts: videos, images, texts
@@ -145,10 +97,9 @@ class Wording:
             if isinstance(part, str):
                 words.append(part)
             elif isinstance(part, Clip):
-                frames = part.resized()
-                videos.append(frames)
-                for first, second in zip(part.seconds[::2], part.seconds[1::2], strict=True):
-                    words.append(f"<{(first + second) / 2:.1f} seconds>{_pads('video', frames[0])}")
+                videos.append(part.frames)
+                for second in part.seconds:
+                    words.append(f"<{second:.1f} seconds>{_pads('video', part.frames[0])}")
             else:
                 images.append(resized(part))
                 words.append(_pads("image", images[-1]))

@@ -115,7 +115,7 @@ MALFORMED: dict[str, tuple[object, type[Exception], str]] = {
     "frames of two sizes": (
         {"video": [GREY, GREY, GREY[:, :20]]},
         ValueError,
-        ", video: frames must have one size; frame[2] is",
+        ", video: frames must have one size; frame[2] becomes",
     ),
     "bad frame": (
         {"text": "a", "video": [[GREY], [GREY, GREY, b"?"]]},
