@@ -3,58 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pyrerank import __version__
+from pyrerank.arguments import parser
 from pyrerank.display import in_words, print_scores
 from pyrerank.errors import DeviceError
-from pyrerank.serve import arguments
 
 if TYPE_CHECKING:
     from pyrerank.jsonl import EmbedTask, ScoreTask
     from pyrerank.media import Media
     from pyrerank.reranker import Reranker
 
-SCORING = """\
-examples of scoring:
-  pyrerank rank --model DIR --query "capital of China" "Beijing is ..." "Gravity is ..."
-  pyrerank rank --model DIR --query-image photo.jpg --documents passages.jsonl --top-n 5
-  pyrerank score --model DIR --input pairs.jsonl --output scores.jsonl
-  pyrerank score --model DIR --input pairs.jsonl --output scores.jsonl --resume
-
-A line of --documents is {"text": ..., "image": ..., "video": ...}, at least one of them; its other
-fields are ignored.  A line of --input is {"query": ..., "document": ...} or
-{"query": ..., "documents": [...]}, optionally with "id" and "instruction"; a query or a document
-there is a text, such an object, or a list of OpenAI's parts.
-"""
-EMBEDDING = """\
-examples of embedding:
-  pyrerank embed --model DIR --instruction "Find passages that answer the query" "capital of China"
-  pyrerank embed --model DIR --input passages.jsonl --output vectors.npy
-  pyrerank embed --model DIR --input passages.jsonl --output vectors.npy --resume
-
-A line of --input is {"text": ..., "image": ..., "video": ...}, at least one of them, optionally
-with "id" and "instruction"; its other fields are ignored.  An --output that ends in .npy is a
-float32 array with a row for each line that is not blank, NaN for a line in error; any other is JSON
-lines.
-"""
-CONVERSION = """\
-example:
-  pyrerank convert Qwen/Qwen3-Reranker-0.6B reranker-classifier
-
-DST is checked before it appears: it scores sample pairs as SRC does.
-"""
-PICTURES = """
-An image or a video is a path, relative to the working directory, a data: URI, or with --fetch an
-http(s) URL.
-"""
-DEVICE = "cpu, npu[:N] or cuda[:N] (default: the best there is)"
+SOURCES = {"texts": "texts as arguments", "documents": "--documents FILE", "input": "--input FILE"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -64,137 +33,31 @@ def main(argv: list[str] | None = None) -> int:
         The exit status: 0 done, 1 done but some input lines were in error, 2 failed, 130
         interrupted.
     """
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # rather than no table at all
+    hint = "; --resume goes on with an --output file" if "resume" in args else ""
     try:
-        return int(args.command(args))
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return int(globals()[f"_{args.command}"](args))
     except KeyboardInterrupt:
-        hint = "; --resume goes on with an --output file" if "resume" in args else ""
         print(f"pyrerank: interrupted{hint}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # the reader has gone (`| head`); stdout goes nowhere, so that the last flush is silent
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, TypeError, ArithmeticError, OSError, ImportError, DeviceError) as error:
-        print(f"pyrerank: error: {error}", file=sys.stderr)
+    except DeviceError as error:
+        print(f"pyrerank: error: {error}{hint}", file=sys.stderr)
+        return 2
+    except (ValueError, TypeError, ArithmeticError, OSError, ImportError, MemoryError) as error:
+        print(f"pyrerank: error: {str(error) or type(error).__name__}", file=sys.stderr)
         return 2
 
 
-def _parser() -> argparse.ArgumentParser:
-    style = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        "pyrerank",
-        description="Relevance scores and embeddings from the Qwen3 retrieval models.",
-        epilog=f"{SCORING}\n{EMBEDDING}{PICTURES}",
-        formatter_class=style,
-    )
-    parser.add_argument("--version", action="version", version=f"pyrerank {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(
-        "--model", required=True, help="checkpoint folder, cached hub name, or demo"
-    )
-    common.add_argument(
-        "--instruction",
-        help="what counts as relevant, or what vectors are for (default: the model's)",
-    )
-    media = common.add_argument_group("pictures")
-    media.add_argument(
-        "--max-image-tokens", type=int, metavar="N", help="make larger images smaller"
-    )
-    media.add_argument(
-        "--max-video-frames", type=int, metavar="N", help="take at most N frames from a video"
-    )
-    media.add_argument(
-        "--fetch", action="store_true", help="fetch http(s) URLs, from public addresses only"
-    )
-    media.add_argument(
-        "--fetch-host",
-        action="append",
-        metavar="HOST",
-        help="fetch from this host; repeat it for several; no other host is asked",
-    )
-
-    loading = argparse.ArgumentParser(add_help=False)
-    loading.add_argument("--device", help=DEVICE)
-    loading.add_argument(
-        "--graph",
-        action=argparse.BooleanOptionalAction,
-        help="capture passes as graphs and replay them (default: on an NPU)",
-    )
-    loading.add_argument("--dtype", help="float32 or bfloat16 (default: what suits the device)")
-
-    pairs = argparse.ArgumentParser(add_help=False)
-    pairs.add_argument("--query", metavar="TEXT", help="the query, for all documents")
-    for kind in ("image", "video"):
-        pairs.add_argument(
-            f"--query-{kind}",
-            action="append",
-            metavar="FILE",
-            help=f"the query has this {kind}; repeat it for several",
-        )
-    pairs.add_argument("texts", nargs="*", metavar="DOCUMENT", help="a document's text")
-    pairs.add_argument("--documents", metavar="FILE", help="JSON lines with documents")
-
-    work = argparse.ArgumentParser(add_help=False, parents=[loading])
-    work.add_argument("--input", metavar="FILE", help="JSON lines to work through; - is stdin")
-    work.add_argument("--output", metavar="FILE", help="a new file for the results of --input")
-    work.add_argument("--resume", action="store_true", help="go on with an existing --output")
-    work.add_argument(
-        "--progress",
-        action=argparse.BooleanOptionalAction,
-        help="show a progress bar (default: on a terminal)",
-    )
-
-    top = argparse.ArgumentParser(add_help=False)
-    top.add_argument("--top-n", type=int, metavar="N", help="keep the N most relevant")
-    vectors = argparse.ArgumentParser(add_help=False)
-    vectors.add_argument("texts", nargs="*", metavar="TEXT", help="a text to embed")
-    vectors.add_argument("--dim", type=int, metavar="N", help="numbers a vector (default: all)")
-    vectors.add_argument(
-        "--no-normalize", action="store_true", help="do not bring vectors to length 1"
-    )
-
-    demo = argparse.ArgumentParser(add_help=False)
-    demo.add_argument("--html", metavar="FILE", help="write a page with the pictures, too")
-    demo.add_argument("--device", help=DEVICE)
-    conversion = argparse.ArgumentParser(add_help=False)
-    conversion.add_argument("source", metavar="SRC", help="checkpoint folder, or a cached hub name")
-    conversion.add_argument("target", metavar="DST", help="a new folder")
-    conversion.add_argument(
-        "--merge-lora", metavar="ADAPTER", help="folder of an adapter that PEFT saved, to merge"
-    )
-
-    benchmark = argparse.ArgumentParser(add_help=False)
-    benchmark.add_argument("subject", choices=["kernels"])
-    benchmark.add_argument(
-        "arguments", nargs=argparse.REMAINDER, help="see `pyrerank bench kernels --help`"
-    )
-
-    def command(name: str, text: str, parents: list[argparse.ArgumentParser], more: str) -> None:
-        sub = commands.add_parser(
-            name,
-            parents=parents,
-            help=text,
-            description=text,
-            epilog=more,
-            formatter_class=style,
-        )
-        sub.set_defaults(command=globals()[f"_{name}"])
-
-    scoring = SCORING + PICTURES
-    command("demo", "rank what ships with pyrerank, by a model that does", [demo], "")
-    command("score", "score documents, in the order given", [common, pairs, work], scoring)
-    command("rank", "sort documents by relevance", [common, pairs, work, top], scoring)
-    command("explain", "print the exact prompts and their token ids", [common, pairs], scoring)
-    command("embed", "make vectors", [common, work, vectors], EMBEDDING + PICTURES)
-    serving = [common, loading, arguments.parser()]
-    command("serve", "answer requests over HTTP", serving, arguments.EXAMPLES)
-    command("convert", "make a reranker a one-label classifier", [conversion], CONVERSION)
-    command("bench", "time the kernels against the same in plain torch", [benchmark], "")
-    command("info", "print versions, devices, kernels, and what an NPU would need", [], "")
-    return parser
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"pyrerank: warning: {message}", file=sys.stderr)
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -223,15 +86,18 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _explain(args: argparse.Namespace) -> int:
-    from pyrerank.reranker import explain
+    from pyrerank.checkpoint import open_checkpoint
+    from pyrerank.media import Reader
+    from pyrerank.reranker import prompt_encoder
 
     _source(args, "texts", "documents")
     query, documents = _pairs(args)
-    media = _media(args)
+    reader = Reader(_media(args))
+    encoder = prompt_encoder(open_checkpoint(args.model))
     for i, document in enumerate(documents):
-        result = explain(
-            query, document, model=args.model, instruction=args.instruction, media=media
-        )
+        # as `score` makes it, where --instruction is for documents that do not say
+        pair = encoder.pair(f"documents[{i}]", query, document, None, reader, args.instruction)
+        result = encoder.explain(pair)
         ids = f"{len(result.ids)} tokens, {result.truncated} cut: {result.ids}"
         print(f"{result.text}\n\n{ids}", end="\n" if i == len(documents) - 1 else "\n\n")
     return 0
@@ -239,7 +105,7 @@ def _explain(args: argparse.Namespace) -> int:
 
 def _score(args: argparse.Namespace) -> int:
     if _source(args, "texts", "documents", "input") == "input":
-        return _score_lines(args, ranked=False)
+        return _score_lines(args)
     query, documents = _pairs(args)
     media = _media(args)
     scores = _reranker(args).score(query, documents, media=media, progress=args.progress)
@@ -249,7 +115,7 @@ def _score(args: argparse.Namespace) -> int:
 
 def _rank(args: argparse.Namespace) -> int:
     if _source(args, "texts", "documents", "input") == "input":
-        return _score_lines(args, ranked=True)
+        return _score_lines(args)
     query, documents = _pairs(args)
     media = _media(args)
     ranking = _reranker(args).rank(
@@ -259,12 +125,24 @@ def _rank(args: argparse.Namespace) -> int:
     return 0
 
 
-def _score_lines(args: argparse.Namespace, ranked: bool) -> int:
+def _score_lines(args: argparse.Namespace) -> int:
     from pyrerank.jsonl import ScoreTask
+    from pyrerank.media import Content, Reader
 
-    media, query = _media(args), _query(args)
+    ranked = args.command == "rank"
     top_n = args.top_n if ranked else None
-    return _run_lines(args, lambda: ScoreTask(_reranker(args), media, query, ranked, top_n))
+    media, query = _media(args), _query(args)
+    content = Content() if query is None else Reader(media).read(query, "--query")
+
+    def load() -> tuple[ScoreTask, dict[str, Any]]:
+        task = ScoreTask(_reranker(args), media, query, ranked, top_n)
+        if content.visuals and task.engine.features is None:
+            raise ValueError("--query-image and --query-video need a Qwen3-VL checkpoint")
+        pictures = [visual.digest.hex() for visual in content.visuals]
+        own = {"--query": content.text, "pictures of the query": pictures, "--top-n": top_n}
+        return task, own
+
+    return _run_lines(args, media, load)
 
 
 def _embed(args: argparse.Namespace) -> int:
@@ -274,7 +152,7 @@ def _embed(args: argparse.Namespace) -> int:
     _source(args, "texts", "input")
     media = _media(args)
 
-    def load() -> EmbedTask:
+    def load() -> tuple[EmbedTask, dict[str, Any]]:
         engine = Embedder(
             args.model,
             dim=args.dim,
@@ -283,9 +161,10 @@ def _embed(args: argparse.Namespace) -> int:
             dtype=args.dtype,
             graph=args.graph,
         )
-        return EmbedTask(engine, media, args.instruction)
+        own = {"--dim": engine.dim, "--no-normalize": args.no_normalize}
+        return EmbedTask(engine, media, args.instruction), own
 
-    return _run_lines(args, load)
+    return _run_lines(args, media, load)
 
 
 def _serve(args: argparse.Namespace) -> int:
@@ -313,23 +192,35 @@ def _convert(args: argparse.Namespace) -> int:
 
 
 def _source(args: argparse.Namespace, *names: str) -> str:
-    """Which of the sources ``names`` is given.  Raises ValueError unless it is exactly one."""
-    known = {
-        "texts": "texts as arguments",
-        "documents": "--documents FILE",
-        "input": "--input FILE",
-    }
-    given = [name for name in names if getattr(args, name)]
+    """Which of the sources ``names`` is given.
+
+    Raises:
+        ValueError: none is, or several, or an output that does not go with it.
+    """
+    given = [name for name in names if getattr(args, name) not in (None, [])]
     if len(given) != 1:
-        raise ValueError(f"give {', or '.join(known[name] for name in names)}")
-    if "input" in names and args.output is not None and args.input is None:
+        raise ValueError(f"give {', or '.join(SOURCES[name] for name in names)}")
+    if "input" not in names:
+        return given[0]
+    if args.output is not None and args.input is None:
         raise ValueError("--output goes with --input; redirect standard output instead")
-    if "input" in names and args.resume and args.output is None:
+    if args.resume and args.output is None:
         raise ValueError("--resume needs --output, the file to go on with")
+    if args.output == "-":
+        raise ValueError("--output names a file; leave it out for standard output")
+    if str(args.output).endswith(".npy") and args.command != "embed":
+        raise ValueError(f"--output {args.output} is for vectors; scores are written as JSON lines")
     return given[0]
 
 
-def _run_lines(args: argparse.Namespace, load: Callable[[], ScoreTask | EmbedTask]) -> int:
+def _run_lines(
+    args: argparse.Namespace,
+    media: Media,
+    load: Callable[[], tuple[ScoreTask | EmbedTask, dict[str, Any]]],
+) -> int:
+    """Works through the input.  ``load`` gives the task, and those of its settings that only its
+    command has."""
+    from pyrerank.journal import Journal
     from pyrerank.jsonl import EmbedTask, process
     from pyrerank.outputs import JsonLines, NpyRows
 
@@ -339,22 +230,49 @@ def _run_lines(args: argparse.Namespace, load: Callable[[], ScoreTask | EmbedTas
         if args.input == "-":
             source, total = sys.stdin.buffer, None
         elif args.input is not None:
-            file = stack.enter_context(open(args.input, "rb"))
-            source, total = file, sum(1 for _ in file)
-            file.seek(0)
-        task = load()
+            source = file = stack.enter_context(open(args.input, "rb"))
+            total = None
+            if file.seekable():
+                total = sum(1 for _ in file)
+                file.seek(0)
+        task, own = load()
         target: BinaryIO = sys.stdout.buffer
+        journal = None
+        dim = task.engine.dim if isinstance(task, EmbedTask) else None
+        npy = dim is not None and str(args.output).endswith(".npy")
         if args.output is not None:
-            target = stack.enter_context(_open_output(Path(args.output), args.resume))
-        output: JsonLines | NpyRows
-        if isinstance(task, EmbedTask) and str(args.output).endswith(".npy"):
-            output = NpyRows(target, task.engine.dim)
-        else:
-            output = JsonLines(target, args.resume)
-        errors = process(task, source, output, total=total, progress=args.progress)
-    if errors:
-        print(f"pyrerank: {errors} input lines were in error", file=sys.stderr)
-    return 1 if errors else 0
+            path = Path(args.output)
+            target = stack.enter_context(_open_output(path, args.resume))
+            settings = _settings(args, task, media) | own
+            start = NpyRows.START if npy else JsonLines.START
+            journal = stack.enter_context(Journal(path, target, settings, start))
+        output = NpyRows(target, dim) if npy and dim else JsonLines(target)
+        done = process(task, source, output, journal, total=total, progress=args.progress)
+    if done.cut:
+        limit = task.engine.max_tokens
+        _show_warning(f"{done.cut} prompts were cut to the limit of {limit} tokens")
+    if done.errors:
+        print(f"pyrerank: {done.errors} input lines were in error", file=sys.stderr)
+    return 1 if done.errors else 0
+
+
+def _settings(
+    args: argparse.Namespace, task: ScoreTask | EmbedTask, media: Media
+) -> dict[str, Any]:
+    """What results depend on besides the input, by the names of the options."""
+    from pyrerank.journal import identity
+
+    return {
+        "pyrerank's version": __version__,
+        "the command": args.command,
+        "--model": identity(task.engine.checkpoint),
+        "--device": task.engine.device.type,
+        "--dtype": str(task.engine.dtype).removeprefix("torch."),
+        "the limit of tokens": task.engine.max_tokens,
+        "--instruction": args.instruction,
+        "--max-image-tokens": media.max_image_tokens,
+        "--max-video-frames": media.max_video_frames,
+    }
 
 
 def _open_output(path: Path, resume: bool) -> BinaryIO:
@@ -401,10 +319,13 @@ def _pairs(args: argparse.Namespace) -> tuple[Any, list[Any]]:
     from pyrerank.jsonl import content_of, parse
 
     documents = []
-    for number, raw in enumerate(Path(args.documents).read_bytes().splitlines(), 1):
+    for number, raw in enumerate(Path(args.documents).read_bytes().split(b"\n"), 1):
         if raw.strip():
             try:
-                documents.append(content_of(parse(raw)))
+                item = parse(raw)
+                if "instruction" in item:
+                    raise ValueError("'instruction' is not for a document; give --instruction")
+                documents.append(content_of(item))
             except (ValueError, TypeError) as error:
                 raise ValueError(f"{args.documents}, line {number}: {error}") from None
     return query, documents

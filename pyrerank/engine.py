@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Generic, NoReturn, Self, TypeVar
 
 import numpy as np
@@ -243,10 +243,14 @@ class Engine(Generic[Item, Result]):
         """What a finite row of `stream` says of its prompt."""
         raise NotImplementedError
 
-    def _not_finite(self, name: str) -> NonFiniteScore:
+    @cached_property
+    def _bad_weights(self) -> list[str]:
+        return self.checkpoint.not_finite()
+
+    def not_finite(self, name: str = "it") -> NonFiniteScore:
         """The error, with its cause, for a row that is not finite; ``name`` is what it calls its
         prompt."""
-        bad = self.checkpoint.not_finite()
+        bad = self._bad_weights
         cause = (
             f"the checkpoint's weights are not finite: {', '.join(bad[:4])}"
             if bad
@@ -258,14 +262,22 @@ class Engine(Generic[Item, Result]):
 
     def run(self, items: Sequence[Item], *, progress: bool | None = None) -> list[Result]:
         """Results of validated items, in order, however many there are; equal ones are run once."""
-        each = unique(items)
         results: dict[Item, Result] = {}
+        for item, result in self.outcomes(items, progress=progress):
+            if result is None:
+                raise self.not_finite(self._named.format(items.index(item)))
+            results[item] = result
+        return [results[item] for item in items]
+
+    def outcomes(
+        self, items: Sequence[Item], *, progress: bool | None = None
+    ) -> Iterator[tuple[Item, Result | None]]:
+        """Each of the different ones among validated items, in no order, with its result: None
+        where its row is not finite, and `not_finite` is the error."""
+        each = unique(items)
         passes = self.passes(self._encoder.stream(each), len(each), self._unit, progress)
         for item, (prompt, row) in zip(each, passes, strict=True):
-            if not row.isfinite().all():
-                raise self._not_finite(self._named.format(items.index(item)))
-            results[item] = self.result(prompt, row)
-        return [results[item] for item in items]
+            yield item, self.result(prompt, row) if row.isfinite().all() else None
 
     def stream(
         self, windows: Iterable[Sequence[Prompt]], *, keep: bool = False

@@ -1,7 +1,7 @@
 """JSON lines in, results out: streaming, resumable, one bad line never stops the others.
 
 `process` takes each line through a task (`ScoreTask`, `EmbedTask`) to an output of
-`pyrerank.outputs`; neither knows of the other.
+`pyrerank.outputs`, and notes in a `pyrerank.journal` what is done; none of them knows of another.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from pyrerank.errors import DeviceError, OutOfMemory
 from pyrerank.inputs import check_list, check_text
+from pyrerank.journal import Entry, Journal, digest_of
 from pyrerank.media import Media, Reader
 from pyrerank.outputs import JsonLines, NpyRows
 
@@ -27,16 +30,28 @@ if TYPE_CHECKING:
 CHUNK = 64
 
 FIELDS = ("query", "document", "documents", "instruction", "id")
+KINDS = ("text", "image", "video")  # fields of a line that is a document
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the input: its object, and the record that answers it so far, which has an
-    ``error`` if the line is bad.
+    """One line of the input: its object, the record that answers it so far, which has an ``error``
+    if the line is bad, and the digest of its bytes.
     """
 
     record: dict[str, Any]
     item: dict[str, Any]
+    digest: str
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of an input: how many of its lines are in ``error``, and how many prompts were
+    ``cut`` to the model's limit.
+    """
+
+    errors: int
+    cut: int
 
 
 @dataclass(frozen=True)
@@ -59,8 +74,8 @@ class ScoreTask:
         if self.top_n is not None and self.top_n < 1:
             raise ValueError(f"top_n must be a positive int or None, got {self.top_n}")
 
-    def read(self, item: dict[str, Any], reader: Reader) -> list[Any]:
-        """The pairs of a line.  Raises TypeError or ValueError for a bad one."""
+    def read(self, item: dict[str, Any], reader: Reader) -> dict[str, Any]:
+        """The pairs of a line, by their names.  Raises TypeError or ValueError for a bad one."""
         unknown = sorted(item.keys() - set(FIELDS))
         if unknown:
             raise ValueError(f"unknown field {unknown[0]!r}; a line has {', '.join(FIELDS)}")
@@ -75,10 +90,14 @@ class ScoreTask:
             check_list("documents", item["documents"])
             documents = {f"documents[{i}]": given for i, given in enumerate(item["documents"])}
         query = item.get("query", self.query)
-        return [
-            self.engine.pair(name, query, document, item.get("instruction"), reader)
+        pairs = {
+            name: self.engine.pair(name, query, document, item.get("instruction"), reader)
             for name, document in documents.items()
-        ]
+        }
+        if self.ranked:  # they are echoed, and not all of what they hold is text to score
+            for name, document in documents.items():
+                check_text(name, json.dumps(document, ensure_ascii=False))
+        return pairs
 
     def answer(self, item: dict[str, Any], results: list[Any]) -> dict[str, Any]:
         if "document" in item:
@@ -101,11 +120,11 @@ class EmbedTask:
     media: Media
     instruction: str | None = None
 
-    def read(self, item: dict[str, Any], reader: Reader) -> list[Any]:
-        """The input of a line.  Raises TypeError or ValueError for a bad one."""
+    def read(self, item: dict[str, Any], reader: Reader) -> dict[str, Any]:
+        """The input of a line, by its name.  Raises TypeError or ValueError for a bad one."""
         instruction = item.get("instruction", self.instruction)
-        content = content_of(item)
-        return [self.engine.input("input", content, instruction, reader)]
+        content = content_of(item, "instruction")
+        return {"input": self.engine.input("input", content, instruction, reader)}
 
     def answer(self, item: dict[str, Any], results: list[Any]) -> dict[str, Any]:
         [result] = results
@@ -120,84 +139,129 @@ def process(
     task: ScoreTask | EmbedTask,
     source: Iterable[bytes],
     output: JsonLines | NpyRows,
+    journal: Journal | None = None,
     *,
     total: int | None = None,
     progress: bool | None = None,
-) -> int:
+) -> Done:
     """Works through the lines of ``source``.
 
     Args:
         task: what a line asks for.
         source: the input's lines.
         output: where the answers go.
+        journal: of the output; None where there is none, and nothing is kept.
         total: number of input lines, for the progress bar.
         progress: as in `Reranker.score`.
 
     Returns:
-        How many lines were in error; each that was not in ``output`` before is reported on stderr.
+        What became of the lines; each error that was not in ``output`` before is reported on
+        stderr.
+
+    Raises:
+        ValueError: ``output`` answers other lines.
+        DeviceError: the device failed; what was written is kept.
     """
-    errors = 0
+    errors = cut = 0
     hide = None if progress is None else not progress
     with tqdm(total=total, unit="line", disable=hide, delay=1) as bar:
         for chunk in _chunks(_lines(source)):
-            kept = output.keep([line.record["line"] for line in chunk])
-            if kept is None:
-                records = _records(task, chunk)
-                output.write(records)
-            bar.update(chunk[-1].record["line"] - bar.n)
-            if kept is None:
+            last = chunk[-1].record["line"]
+            digest = digest_of("".join(line.digest for line in chunk).encode())
+            entry = journal.kept(last, digest) if journal is not None else None
+            if entry is None:
+                records, short = _records(task, chunk)
+                data = output.write(records)
                 bad = [record for record in records if "error" in record]
+                entry = Entry(last, digest, len(data), digest_of(data), len(bad), short)
+                if journal is not None:
+                    journal.add(entry)
                 for record in bad:
                     bar.write(f"line {record['line']}: {record['error']}", file=sys.stderr)
-                kept = len(bad)
-            errors += kept
-    return errors
+            bar.update(last - bar.n)
+            errors += entry.errors
+            cut += entry.cut
+    if journal is not None:
+        journal.check_end()
+    return Done(errors, cut)
 
 
-def _records(task: ScoreTask | EmbedTask, chunk: list[Line]) -> list[dict[str, Any]]:
-    """The whole records of a chunk's lines."""
+def _records(task: ScoreTask | EmbedTask, chunk: list[Line]) -> tuple[list[dict[str, Any]], int]:
+    """The whole records of a chunk's lines, and how many of their prompts were cut."""
     reader = Reader(task.media)  # a picture of several lines is read once
     work = [_read(task, line, reader) for line in chunk]
-    inputs = [one for _, inputs in work for one in inputs]
-    results = iter(task.engine.run(inputs, progress=False))
-    records = []
+    outcomes = _outcomes(task, [one for _, inputs in work for one in inputs.values()])
+    records, cut = [], 0
     for line, (record, inputs) in zip(chunk, work, strict=True):
-        if "error" not in record:
-            record = record | task.answer(line.item, [next(results) for _ in inputs])
+        results = {name: outcomes[one] for name, one in inputs.items()}
+        failed = [f"{n}: {result}" for n, result in results.items() if isinstance(result, str)]
+        if failed:
+            record = record | {"error": failed[0]}
+        elif "error" not in record:
+            record = record | task.answer(line.item, list(results.values()))
+            cut += sum(result.truncated > 0 for result in results.values())
         records.append(record)
-    return records
+    return records, cut
+
+
+def _outcomes(task: ScoreTask | EmbedTask, inputs: list[Any]) -> dict[Any, Any]:
+    """The result of each pair or input, or what is wrong with it, a str."""
+    engine: Any = task.engine
+    try:
+        return {
+            one: str(engine.not_finite()) if result is None else result
+            for one, result in engine.outcomes(inputs, progress=False)
+        }
+    except (OutOfMemory, MemoryError) as error:
+        if len(inputs) == 1:
+            return {inputs[0]: str(error) or "there is too little memory for it"}
+    apart: dict[Any, Any] = {}  # so that one that is too large stops no other
+    for one in inputs:
+        apart |= _outcomes(task, [one])
+    return apart
 
 
 def _read(
     task: ScoreTask | EmbedTask, line: Line, reader: Reader
-) -> tuple[dict[str, Any], list[Any]]:
-    """The record of a line so far, and its pairs or inputs."""
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The record of a line so far, and its pairs or inputs by their names."""
     if "error" in line.record:
-        return line.record, []
+        return line.record, {}
     try:
         return line.record, task.read(line.item, reader)
-    except (ValueError, TypeError) as error:
-        return line.record | {"error": str(error)}, []
+    except DeviceError:
+        raise
+    except Exception as error:  # whatever is wrong with a line, it stops no other
+        return line.record | {"error": _words(error)}, {}
 
 
 def _lines(source: Iterable[bytes]) -> Iterator[Line]:
     for number, raw in enumerate(source, 1):
-        if not raw.strip():
+        text = raw.strip()
+        if not text:
             continue
         record: dict[str, Any] = {"line": number}
+        item: dict[str, Any] = {}
         try:
             item = parse(raw)
             if "id" in item:
                 record["id"] = _check_id(item["id"])
-            yield Line(record, item)
-        except (ValueError, TypeError) as error:
-            yield Line(record | {"error": str(error)}, {})
+        except Exception as error:  # as in `_read`
+            record["error"] = _words(error)
+        yield Line(record, {} if "error" in record else item, digest_of(b"%d " % number + text))
+
+
+def _words(error: Exception) -> str:
+    """An error as a message; of one that was not foreseen, its kind too."""
+    if isinstance(error, (ValueError, TypeError, ImportError)):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
 
 
 def parse(raw: bytes) -> dict[str, Any]:
     """The object of a line.  Raises ValueError or TypeError if it holds none."""
     try:
-        item = json.loads(raw.decode("utf-8-sig"))
+        item = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_object)
     except RecursionError:
         raise ValueError("a JSON value that is nested too deep") from None
     if not isinstance(item, dict):
@@ -205,15 +269,33 @@ def parse(raw: bytes) -> dict[str, Any]:
     return item
 
 
-def content_of(item: dict[str, Any]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    item = dict(pairs)
+    if len(item) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the field {twice!r} is there twice")
+    return item
+
+
+def content_of(item: dict[str, Any], *heeded: str) -> dict[str, Any]:
     """The content of a line that is a document: its ``text``, ``image`` and ``video``.
 
-    Other fields (``_id``, ``title``) are the caller's own.  Raises ValueError where there is none
-    of the three.
+    Other fields (``_id``, ``title``) are the caller's own, those ``heeded`` among them.
+
+    Raises:
+        ValueError: there is none of the three, or a field that looks like a misspelt one.
     """
-    content: dict[str, Any] = {
-        kind: item[kind] for kind in ("text", "image", "video") if kind in item
-    }
+    for kind in (*KINDS, *heeded):
+        # one letter is wrong, or a short name lacks one
+        near = get_close_matches(kind, map(str.lower, item), cutoff=max(0.8, 1 - 1 / len(kind)))
+        wrong = [field for field in item if field.lower() in near]
+        if wrong and kind not in item:
+            raise ValueError(
+                f"the field {wrong[0]!r} would not be heeded, and looks like {kind!r} misspelt; "
+                "write it so, or rename it"
+            )
+    content: dict[str, Any] = {kind: item[kind] for kind in KINDS if kind in item}
     if not content:
         raise ValueError("a document needs a 'text', an 'image' or a 'video'")
     return content

@@ -120,7 +120,7 @@ class Reranker(Engine[Pair, Score]):
         vision_cache: int = 1 << 30,
     ) -> None:
         checkpoint = open_checkpoint(model)
-        encoder = _encoder(checkpoint)
+        encoder = prompt_encoder(checkpoint)
         self.instruction = instruction
         w, bias = checkpoint.classifier_vector(encoder.yes, encoder.no)
         super().__init__(
@@ -300,11 +300,12 @@ def explain(
 
     Reads the checkpoint's tokenizer, not its weights.
     """
-    encoder = _encoder(open_checkpoint(model))
+    encoder = prompt_encoder(open_checkpoint(model))
     return encoder.explain(encoder.pair("document", query, document, instruction, Reader(media)))
 
 
-def _encoder(checkpoint: Checkpoint) -> PromptEncoder:
+def prompt_encoder(checkpoint: Checkpoint) -> PromptEncoder:
+    """What makes prompts of pairs, for a checkpoint.  Reads its tokenizer, not its weights."""
     try:
         return PromptEncoder(checkpoint.tokenizer(), checkpoint.family)
     except ValueError as error:

@@ -1,6 +1,7 @@
 """Shared fixtures: the real Qwen vocabulary, and checkpoints in the real architecture."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -17,6 +18,15 @@ from tokenizers import Tokenizer
 ROOT = Path(__file__).parents[1]
 sys.path += [str(ROOT / folder) for folder in ("examples", "tests", "docs/figures")]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# A shell starts background jobs with signals ignored, and children inherit that: with handlers of
+# their own here, processes that tests start have the defaults.
+for _number, _handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGTERM, signal.SIG_DFL),
+):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 # the machine's load must not decide a test, nor chance a gate; elsewhere chance may find something
 settings.register_profile("pyrerank", deadline=None, derandomize="CI" in os.environ)

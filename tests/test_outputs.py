@@ -1,13 +1,17 @@
 """Outputs of work on lines, cut or interrupted anywhere and resumed, end as unbroken ones do."""
 
-import io
 import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
+from typing import BinaryIO, ClassVar
 
 import numpy as np
 import pytest
 
-from pyrerank.jsonl import CHUNK, EmbedTask, process
+from pyrerank.journal import Journal
+from pyrerank.jsonl import CHUNK, Done, EmbedTask, process
 from pyrerank.media import Media
 from pyrerank.outputs import JsonLines, NpyRows
 
@@ -27,14 +31,14 @@ class Engine:
             raise ValueError(f"{name} is bad")
         return int(content["text"])
 
-    def run(self, inputs: list[int], progress: bool) -> list[SimpleNamespace]:
+    def outcomes(
+        self, inputs: list[int], progress: bool
+    ) -> Iterator[tuple[int, SimpleNamespace | None]]:
         self.ran += len(inputs)
         batch = np.random.default_rng(inputs)
         vectors = batch.standard_normal((len(inputs), DIM), np.float32)
-        return [
-            SimpleNamespace(vector=vector, tokens=i, truncated=0)
-            for i, vector in zip(inputs, vectors, strict=True)
-        ]
+        for i, vector in zip(inputs, vectors, strict=True):
+            yield i, SimpleNamespace(vector=vector, tokens=i, truncated=int(i % 50 == 0))
 
 
 def source() -> list[bytes]:
@@ -51,32 +55,57 @@ def source() -> list[bytes]:
 BAD = 6
 
 
-def output_of(kind: str, file: io.BytesIO, dim: int = DIM) -> JsonLines | NpyRows:
-    return NpyRows(file, dim) if kind == "npy" else JsonLines(file, resume=True)
+CUT = 3
 
 
-def run(kind: str, file: io.BytesIO) -> tuple[int, int]:
-    """How many lines were in error, and how many were run."""
+def run(target: Path, lines: list[bytes] | None = None, wrap: type | None = None) -> int:
+    """Goes on with ``target``; how many lines were run."""
     engine = Engine()
-    file.seek(0)
-    errors = process(EmbedTask(engine, Media()), source(), output_of(kind, file), progress=False)
-    return errors, engine.ran
+    with target.open("r+b" if target.exists() else "x+b") as opened:
+        file = wrap(opened) if wrap else opened
+        npy = target.suffix == ".npy"
+        start = NpyRows.START if npy else JsonLines.START
+        with Journal(target, file, {"--dim": DIM}, start) as journal:
+            output = NpyRows(file, DIM) if npy else JsonLines(file)
+            task = EmbedTask(engine, Media())
+            given = source() if lines is None else lines
+            done = process(task, given, output, journal, progress=False)
+    assert lines is not None or done == Done(BAD, CUT)
+    return engine.ran
+
+
+def journal_of(target: Path) -> Path:
+    return target.with_name(target.name + ".resume")
+
+
+KINDS = ("npy", "jsonl")
 
 
 @pytest.fixture(scope="module")
-def whole() -> dict[str, bytes]:
-    outputs = {}
-    for kind in ("npy", "jsonl"):
-        file = io.BytesIO()
-        errors, ran = run(kind, file)
-        assert (errors, ran) == (BAD, 2 * CHUNK + 20 - BAD)
-        outputs[kind] = file.getvalue()
+def whole(tmp_path_factory) -> dict[str, Path]:
+    outputs = {kind: tmp_path_factory.mktemp("whole") / f"out.{kind}" for kind in KINDS}
+    for target in outputs.values():
+        assert run(target) == 2 * CHUNK + 20 - BAD
     return outputs
 
 
+@pytest.fixture(params=KINDS)
+def final(request, whole) -> Path:
+    """Of a run that nothing interrupted."""
+    return whole[request.param]
+
+
+def left(folder: Path, final: Path, size: int | None, noted: int | None) -> Path:
+    """An output of which the first ``size`` bytes are there, and ``noted`` of its journal."""
+    target = folder / final.name
+    target.write_bytes(final.read_bytes()[:size])
+    journal_of(target).write_bytes(journal_of(final).read_bytes()[:noted])
+    return target
+
+
 def test_both_say_the_same(whole):
-    rows = np.load(io.BytesIO(whole["npy"]))
-    records = [json.loads(line) for line in whole["jsonl"].splitlines()]
+    rows = np.load(whole["npy"])
+    records = [json.loads(line) for line in whole["jsonl"].read_bytes().splitlines()]
     lines = [number for number, line in enumerate(source(), 1) if line.strip()]
     assert rows.dtype == np.float32 and rows.shape == (len(lines), DIM)
     assert [record["line"] for record in records] == lines
@@ -87,79 +116,150 @@ def test_both_say_the_same(whole):
     assert records[0]["id"] == "é0" and records[-1]["tokens"] == 2 * CHUNK + 19
 
 
-@pytest.mark.parametrize("kind", ["npy", "jsonl"])
-def test_cut_anywhere(kind, whole):
-    size = len(whole[kind])
-    rerun = set()
-    for cut in {*range(0, 300), *range(0, size, 41), *range(size - 50, size + 1)}:
-        file = io.BytesIO(whole[kind][:cut])
-        errors, ran = run(kind, file)
-        assert file.getvalue() == whole[kind], cut
-        assert errors == BAD
-        rerun.add(ran)
-    assert len(rerun) == 4  # all chunks, two, one, none
+@pytest.mark.parametrize("what", ["output", "journal"])
+def test_cut_anywhere(final, tmp_path, what):
+    """However much was lost of one of them, the end is that of an unbroken run."""
+    of = final if what == "output" else journal_of(final)
+    size = of.stat().st_size
+    first = of.read_bytes().index(b"\n") + 1 if what == "journal" else 1
+    ran = set()
+    for cut in {first, *range(first, size, 97), *range(size - 20, size + 1)}:
+        target = left(tmp_path, final, *((cut, None) if what == "output" else (None, cut)))
+        ran.add(run(target))
+        assert target.read_bytes() == final.read_bytes(), cut
+        assert journal_of(target).read_bytes() == journal_of(final).read_bytes(), cut
+        assert run(target) == 0
+    assert len(ran) == 4  # all chunks, two, one, none
 
 
-class Killed(io.BytesIO):
-    """A file of which every state that a killed process could leave is kept."""
+def test_an_empty_output_starts_anew(final, tmp_path):
+    target = left(tmp_path, final, 0, None)
+    run(target)
+    assert target.read_bytes() == final.read_bytes()
+    assert journal_of(target).read_bytes() == journal_of(final).read_bytes()
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.states = [b""]
+
+class Killed:
+    """A file of which every state that a killed process could leave is kept, with its journal's."""
+
+    states: ClassVar[list[tuple[bytes, bytes]]] = []
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._file, name)
 
     def write(self, data: bytes) -> int:
-        written = super().write(data)
-        self.states.append(self.getvalue())
+        written = self._file.write(data)
+        self._note()
         return written
 
     def truncate(self, size: int | None = None) -> int:
-        size = super().truncate(size)
-        self.states.append(self.getvalue())
+        size = self._file.truncate(size)
+        self._note()
         return size
 
-
-def test_npy_can_be_loaded_and_resumed_after_every_write(whole):
-    file = Killed()
-    run("npy", file)
-    first = file.states[1:]
-    file.states = []
-    io.BytesIO.truncate(file, 128 + 4 * DIM * (CHUNK + 3))  # a chunk and a part, a header for all
-    run("npy", file)
-    assert len(first) > 9 and len(file.states) > 6
-    final = np.load(io.BytesIO(whole["npy"]))
-    # the state that was made here by cutting can only be mended, not loaded
-    for state in first + file.states[1:]:
-        rows = np.load(io.BytesIO(state))
-        np.testing.assert_array_equal(rows, final[: len(rows)])
-        again = io.BytesIO(state)
-        assert run("npy", again)[0] == BAD
-        assert again.getvalue() == whole["npy"]
+    def _note(self) -> None:
+        self._file.flush()
+        target = Path(self._file.name)
+        self.states.append((target.read_bytes(), journal_of(target).read_bytes()))
 
 
-def test_no_lines():
-    file = io.BytesIO()
-    assert process(EmbedTask(Engine(), Media()), [], NpyRows(file, DIM)) == 0
-    assert np.load(io.BytesIO(file.getvalue())).shape == (0, DIM)
+def test_killed_anywhere_and_resumed(final, tmp_path):
+    """Also while lines are added to what was the last chunk."""
+    target = tmp_path / final.name
+    Killed.states.clear()
+    run(target, source()[:100], wrap=Killed)
+    unbroken = len(Killed.states)
+    run(target, wrap=Killed)
+    assert target.read_bytes() == final.read_bytes()
+    assert len(Killed.states) > unbroken >= 2
+    for n, (held, noted) in enumerate(Killed.states.copy()):
+        target.write_bytes(held)
+        journal_of(target).write_bytes(noted)
+        if final.suffix == ".npy" and n < unbroken:
+            rows = np.load(target)[:CHUNK]
+            np.testing.assert_array_equal(rows, np.load(final)[: len(rows)])
+        run(target)
+        assert target.read_bytes() == final.read_bytes()
 
 
-def npy(array: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array)
-    return file.getvalue()
+def test_no_lines(tmp_path):
+    run(tmp_path / "out.npy", [])
+    assert np.load(tmp_path / "out.npy").shape == (0, DIM)
+
+
+def changed(lines: list[bytes], index: int) -> list[bytes]:
+    lines[index] = b'{"text": "3"}\n'
+    return lines
 
 
 @pytest.mark.parametrize(
-    ("held", "message"),
+    ("lines", "message"),
     [
-        (b"precious\n", "not an npy file that pyrerank wrote"),
-        (b"\x93NUMPY\x01\x00v\x00{'descr': oh\n" + b" " * 200, "not an npy file"),
-        (npy(np.zeros((3, DIM))), "not an npy file"),
-        (npy(np.zeros(DIM, np.float32)), "not an npy file"),
-        (npy(np.zeros((3, 4), np.float32)), "vectors of 4 numbers, .* makes vectors of 5"),
+        (changed(source(), 5), "answers other lines than the input has, up to line"),
+        (changed(source(), 100), "answers other lines than the input has, up to line"),
+        (changed(source(), -1), "answers other lines than the input has, up to line"),
+        (source()[1:], "answers other lines"),
+        ([b"\n", *source()], "answers other lines"),  # all have other numbers
+        (source()[:-1], "answers other lines"),
+        (source()[:40], "answers other lines"),
+        ([], "answers more lines than the input has, up to line"),
     ],
 )
-def test_another_file_is_not_resumed(held, message):
-    file = io.BytesIO(held)
+def test_another_input_is_refused(final, tmp_path, lines, message):
+    target = left(tmp_path, final, None, None)
     with pytest.raises(ValueError, match=message):
-        NpyRows(file, DIM)
-    assert file.getvalue() == held
+        run(target, lines)
+    assert target.read_bytes() == final.read_bytes()
+    assert run(target) == 0
+
+
+@pytest.mark.parametrize("kept", [1, 63, 64, 100, 140])
+def test_lines_may_be_added(final, tmp_path, kept):
+    target = tmp_path / final.name
+    lines = source()[:kept]
+    lines[-1] = lines[-1].rstrip(b"\n")
+    run(target, lines)
+    run(target)
+    assert target.read_bytes() == final.read_bytes()
+
+
+def test_what_was_changed_since_is_refused(final, tmp_path):
+    target = left(tmp_path, final, None, None)
+    held = target.read_bytes()
+    at = 300
+    target.write_bytes(held[:at] + bytes([held[at] ^ 1]) + held[at + 1 :])
+    with pytest.raises(ValueError, match="was changed since pyrerank wrote it, before byte"):
+        run(target)
+
+
+def test_what_nobody_knows_of_is_refused(final, tmp_path):
+    target = left(tmp_path, final, None, None)
+    journal_of(target).write_bytes(b'{"--dim"')
+    with pytest.raises(ValueError, match="is damaged; give another output file"):
+        run(target)
+    journal_of(target).unlink()
+    with pytest.raises(ValueError, match=r"which says of which run, is not beside it"):
+        run(target)
+    assert target.read_bytes() == final.read_bytes()
+
+
+def test_results_are_on_the_disk_before_they_are_noted(final, tmp_path, monkeypatch):
+    synced = []
+    fsync = os.fsync
+
+    def note(number: int) -> None:
+        fsync(number)
+        synced.append(
+            (os.fstat(number).st_ino, target.read_bytes(), journal_of(target).read_bytes())
+        )
+
+    target = tmp_path / final.name
+    monkeypatch.setattr(os, "fsync", note)
+    run(target)
+    own = target.stat().st_ino
+    chunks = [(held, noted) for inode, held, noted in synced if inode == own]
+    assert [noted.count(b"\n") for _, noted in chunks] == [1, 2, 3]
+    assert chunks[-1][0] == final.read_bytes()
