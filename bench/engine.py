@@ -200,7 +200,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 def read_weights(checkpoint: Checkpoint) -> dict[str, float]:
     """Bytes of the files, and seconds of reading them once while the system has them in memory."""
-    files = sorted(set(checkpoint.tensors.values()))
+    files = sorted({file.path for file in checkpoint.tensors.values()})
     for _ in range(2):  # from the disk, the first time
         start = time.perf_counter()
         for file in files:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pyrerank.embedder import Embedder, Embedding, embed
     from pyrerank.errors import (
+        CheckpointChanged,
         CheckpointError,
         DeviceError,
         EngineClosed,
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pyrerank.reranker import Ranked, Reranker, Score, explain, rank, score
 
 __all__ = [
+    "CheckpointChanged",
     "CheckpointError",
     "DeviceError",
     "Embedder",

@@ -1,4 +1,4 @@
-"""Checkpoints: from a name to a folder, from a folder to a configuration, tokenizer and tensors.
+"""Checkpoints: from a folder to a configuration, a tokenizer and tensors.
 
 Reads what is published, as published: ``config.json``, ``tokenizer.json`` and safetensors, single
 or sharded.  Knows nothing of prompts or of how the tensors are used.
@@ -7,18 +7,18 @@ or sharded.  Knows nothing of prompts or of how the tensors are used.
 from __future__ import annotations
 
 import functools
-import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
 from pyrerank.errors import CheckpointError
+from pyrerank.find import find_folder, read_json, refuse_pointer
+from pyrerank.weights import TensorFile, listed, open_weights
 
 # architecture in config.json -> (prompt family, is the head one classifier vector?)
 ARCHITECTURES = {
@@ -26,10 +26,12 @@ ARCHITECTURES = {
     "Qwen3ForSequenceClassification": ("qwen3", True),
     "Qwen3VLForConditionalGeneration": ("qwen3-vl", False),
     "Qwen3VLForSequenceClassification": ("qwen3-vl", True),
+    # without a head, as sentence-transformers and AutoModel save them
+    "Qwen3Model": ("qwen3", False),
+    "Qwen3VLModel": ("qwen3-vl", False),
 }
-DECODER_PREFIX = {"qwen3": "model.", "qwen3-vl": "model.language_model."}
-DEMO = Path(__file__).parent / "demo/model"
-VISION_PREFIX = "model.visual."
+DECODER = {"qwen3": "", "qwen3-vl": "language_model."}  # before the decoder's names, in the model
+VISION = "visual."
 
 
 @dataclass(frozen=True)
@@ -52,30 +54,43 @@ class DecoderConfig:
 class Checkpoint:
     """An opened checkpoint: configuration read, tensor names and shapes known, no weight read.
 
-    ``tensors`` maps every stored name to the file that holds it; ``settings`` is what config.json
-    says.
+    Attributes:
+        architecture: the one of `ARCHITECTURES` that config.json names.
+        settings: what config.json says.
+        tensors: every stored name -> the file that holds it.
+        mapped: files of which tensors have been given away as views.
     """
 
     path: Path
+    architecture: str
     family: str
     classifier: bool
     tied: bool
     config: DecoderConfig
     settings: Mapping[str, Any]
-    tensors: Mapping[str, Path]
+    tensors: Mapping[str, TensorFile]
+    mapped: set[TensorFile] = field(default_factory=set, kw_only=True, repr=False)
 
     @property
-    def _prefix(self) -> str:
-        """What stands before the decoder's names; in Qwen3-Embedding's files, nothing."""
-        return "" if "embed_tokens.weight" in self.tensors else DECODER_PREFIX[self.family]
+    def root(self) -> str:
+        """What stands before all names but the heads'; nothing where the model was saved without
+        one, as Qwen3-Embedding is published."""
+        bare = f"{DECODER[self.family]}embed_tokens.weight" in self.tensors
+        return "" if bare else "model."
+
+    @property
+    def decoder(self) -> str:
+        """What stands before the decoder's names."""
+        return self.root + DECODER[self.family]
 
     @property
     def task(self) -> str | None:
         """The only thing the weights are for: "score" or "embed"; None where they can do both."""
         if self.classifier:
             return "score"
-        headless = not self.tied and "lm_head.weight" not in self.tensors
-        return "embed" if headless or not self._prefix else None
+        headless = self.architecture.endswith("Model") or not self.root
+        headless |= not self.tied and "lm_head.weight" not in self.tensors
+        return "embed" if headless else None
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer stored beside the weights."""
@@ -84,6 +99,7 @@ class Checkpoint:
             raise CheckpointError(
                 f"{self.path} has no tokenizer.json; copy it from the published model's files"
             )
+        refuse_pointer(file)
         try:
             return Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises bare Exception for every malformed file
@@ -102,18 +118,21 @@ class Checkpoint:
 
         ``shapes`` says what is wanted: missing, extra and misshapen tensors raise
         `CheckpointError` before any weight is read.  One tensor that is stored in ``dtype`` is a
-        view of the mapped file; any other, and what is joined, a copy on the host.
+        view of the mapped file, see `check_unchanged`; any other, and what is joined, a copy on
+        the host.
         """
         head = {"lm_head.weight"} | ({"score.weight", "score.bias"} if self.classifier else set())
-        stored = {name for name in self.tensors if not name.startswith(VISION_PREFIX)} - head
-        return self._weights(self._prefix, stored, shapes, dtype)
+        vision = self.root + VISION
+        stored = {name for name in self.tensors if not name.startswith(vision)} - head
+        return self._weights(self.decoder, stored, shapes, dtype)
 
     def vision_weights(
         self, shapes: Mapping[str, torch.Size], *, dtype: torch.dtype
     ) -> Callable[..., torch.Tensor]:
         """As `decoder_weights`, of the vision tower."""
-        stored = {name for name in self.tensors if name.startswith(VISION_PREFIX)}
-        return self._weights(VISION_PREFIX, stored, shapes, dtype)
+        vision = self.root + VISION
+        stored = {name for name in self.tensors if name.startswith(vision)}
+        return self._weights(vision, stored, shapes, dtype)
 
     def _weights(
         self,
@@ -125,26 +144,29 @@ class Checkpoint:
         wanted = {prefix + name: shape for name, shape in shapes.items()}
         problems = [f"missing {name}" for name in sorted(wanted.keys() - stored)]
         problems += [f"unexpected {name}" for name in sorted(stored - wanted.keys())]
-        for file, names in self._by_file(wanted.keys() & stored):
-            with open_tensors(file) as handle:
-                for name in names:
-                    shape = tuple(handle.get_slice(name).get_shape())
-                    if shape != tuple(wanted[name]):
-                        problems.append(f"{name} is {shape}, not {tuple(wanted[name])}")
+        for name in sorted(wanted.keys() & stored):
+            shape = self.tensors[name].shapes[name]
+            if shape != tuple(wanted[name]):
+                problems.append(f"{name} is {shape}, not {tuple(wanted[name])}")
         if problems:
             raise CheckpointError(
                 f"{self.path}: the tensors do not fit config.json: {listed(problems)}"
             )
-        mapped = functools.cache(open_tensors)  # once for all views
+        opened = functools.cache(TensorFile.open)  # once for all views
 
         def read(*names: str) -> torch.Tensor:
-            name = prefix + names[0]
-            if len(names) == 1 and self._as_stored(name):
-                view: torch.Tensor = mapped(self.tensors[name]).get_tensor(name)
+            stored = [prefix + name for name in names]
+            files = [self.tensors[name] for name in stored]
+            if len(names) == 1 and self._as_stored(stored[0]):
+                view: torch.Tensor = opened(files[0]).get_tensor(stored[0])
                 if view.dtype == dtype:
+                    self.mapped.add(files[0])
                     return view
-            parts = [self.tensor(prefix + name).to(dtype) for name in names]
-            return torch.cat(parts) if len(parts) > 1 else parts[0]
+            parts = [self.tensor(name).to(dtype) for name in stored]
+            joined = torch.cat(parts) if len(parts) > 1 else parts[0]
+            for file in files:
+                file.check()
+            return joined
 
         return read
 
@@ -156,9 +178,10 @@ class Checkpoint:
         read.  For a sequence-classification checkpoint w is ``score.weight``.
         """
         size = self.config.hidden_size
-        if not self._prefix:
+        if self.architecture.endswith("Model") or not self.root:
             raise CheckpointError(
-                f"{self.path} is published for embedding: use Embedder, or pyrerank embed"
+                f"{self.path} is published for embedding: use Embedder, or pyrerank embed. It was "
+                f"saved as {self.architecture}, without the output matrix that a score is made of"
             )
         if self.classifier:
             weight = self._rows("score.weight", (1, size), [0])[0]
@@ -167,41 +190,47 @@ class Checkpoint:
             return weight, self.tensor("score.bias").float().item()
         table = "lm_head.weight"
         if self.tied:
-            table = self._prefix + "embed_tokens.weight"
+            table = self.decoder + "embed_tokens.weight"
         rows = self._rows(table, (self.config.vocab_size, size), [yes, no])
         return rows[0] - rows[1], 0.0
 
     def not_finite(self) -> list[str]:
-        """Names of the stored tensors that hold a NaN or an infinity.  Reads every weight."""
-        return [name for name in sorted(self.tensors) if not self.tensor(name).isfinite().all()]
+        """Names of the stored tensors that hold a NaN or an infinity.  Reads every weight.
+
+        Raises: `CheckpointChanged`, as `check_unchanged`.
+        """
+        names = [name for name in sorted(self.tensors) if not self.tensor(name).isfinite().all()]
+        for file in set(self.tensors.values()):
+            file.check()
+        return names
+
+    def check_unchanged(self) -> None:
+        """Raises `CheckpointChanged` if a file was written to of which tensors are used as views.
+
+        What a pass reads of a file that was cut short ends the process; call this before.
+        """
+        for file in self.mapped:
+            file.check()
 
     def _as_stored(self, name: str) -> bool:
         """Whether `tensor` gives what the file holds, so that a view of that will do."""
         return True
 
     def tensor(self, name: str) -> torch.Tensor:
-        """A stored tensor, as a view of the mapped file.  The mapping is its own: one that other
-        views share would keep what was read of this one in memory."""
-        with open_tensors(self.tensors[name]) as handle:
-            tensor: torch.Tensor = handle.get_tensor(name)
-            return tensor
+        """A stored tensor, as a view of the mapped file; see `TensorFile.tensor`."""
+        return self.tensors[name].tensor(name)
 
     def _rows(self, name: str, shape: tuple[int, int], rows: list[int]) -> torch.Tensor:
         if name not in self.tensors:
             raise CheckpointError(f"{self.path}: missing {name}, which config.json asks for")
-        with open_tensors(self.tensors[name]) as handle:
+        file = self.tensors[name]
+        if file.shapes[name] != shape:
+            raise CheckpointError(f"{self.path}: {name} is {file.shapes[name]}, not {shape}")
+        with file.open() as handle:
             view = handle.get_slice(name)
-            if tuple(view.get_shape()) != shape:
-                raise CheckpointError(
-                    f"{self.path}: {name} is {tuple(view.get_shape())}, not {shape}"
-                )
-            return torch.cat([view[row : row + 1] for row in rows]).float()
-
-    def _by_file(self, names: Iterable[str]) -> Iterator[tuple[Path, list[str]]]:
-        files: dict[Path, list[str]] = {}
-        for name in sorted(names):
-            files.setdefault(self.tensors[name], []).append(name)
-        yield from files.items()
+            found = torch.cat([view[row : row + 1] for row in rows]).float()
+        file.check()
+        return found
 
 
 def open_checkpoint(model: str | os.PathLike[str] | Checkpoint) -> Checkpoint:
@@ -215,11 +244,11 @@ def open_checkpoint(model: str | os.PathLike[str] | Checkpoint) -> Checkpoint:
 
     Raises:
         CheckpointError: nothing found (the message says how to get the files), or the folder holds
-            no weights, a damaged file, or a model of another family.
+            no weights, a damaged or quantised file, an adapter, or a model of another family.
     """
     if isinstance(model, Checkpoint):
         return model
-    path = _find(model)
+    path = find_folder(model)
     config = read_json(path / "config.json")
     names = config.get("architectures") or []
     known = [name for name in names if name in ARCHITECTURES]
@@ -228,75 +257,37 @@ def open_checkpoint(model: str | os.PathLike[str] | Checkpoint) -> Checkpoint:
             f"{path}: config.json is of {', '.join(map(str, names)) or 'no architecture'} "
             f"(model_type {config.get('model_type')!r}); pyrerank runs {', '.join(ARCHITECTURES)}"
         )
+    if (path / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{path} has an adapter beside its weights, which transformers adds to them: move "
+            "adapter_config.json and adapter_model.safetensors to a folder of their own, and merge "
+            "them with `pyrerank convert`, or leave them out"
+        )
+    if "transformers_weights" in config:
+        raise CheckpointError(
+            f"{path}: config.json sets transformers_weights to {config['transformers_weights']!r}; "
+            "rename that file to model.safetensors, and leave the setting out"
+        )
     family, classifier = ARCHITECTURES[known[0]]
     text = config.get("text_config", config)
+    tensors = open_weights(path, config)
+    # ms-swift puts the head of a classifier on a class that has another one, and keeps its name
+    classifier |= "score.weight" in tensors and "lm_head.weight" not in tensors
     return Checkpoint(
         path=path,
+        architecture=known[0],
         family=family,
         classifier=classifier,
         tied=bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
         config=_decoder_config(path, family, text),
         settings=config,
-        tensors=_tensor_files(path),
+        tensors=tensors,
     )
 
 
 def model_key(model: str | os.PathLike[str]) -> str:
     """A folder by its absolute path, which still means the same when the process has moved."""
     return os.path.abspath(model) if os.path.isdir(model) else os.fspath(model)
-
-
-def _find(model: str | os.PathLike[str]) -> Path:
-    if not isinstance(model, (str, os.PathLike)):
-        raise TypeError(f"model must be a folder or a hub name, got {type(model).__name__}")
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return path
-    name = os.fspath(model)
-    if name == "demo":
-        return DEMO
-    if path.exists():
-        raise CheckpointError(f"model {name!r} is a file; give the folder that holds it")
-    # takes a fifth of a second, and a folder needs none of it
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, local_files_only=True))
-    except HFValidationError:
-        raise CheckpointError(
-            f"model {name!r} is not a folder, nor can it be a hub name such as "
-            "'Qwen/Qwen3-Reranker-0.6B'"
-        ) from None
-    except LocalEntryNotFoundError:
-        pass
-    owner, _, title = name.rpartition("/")
-    cache = Path(os.environ.get("MODELSCOPE_CACHE", "~/.cache/modelscope")).expanduser()
-    for root in (cache / "hub/models", cache / "models", cache / "hub", cache):
-        # ModelScope writes a dot in a model's name as three underscores
-        folder = root / owner / title.replace(".", "___")
-        if title and (folder / "config.json").is_file():
-            return folder
-    raise CheckpointError(
-        f"model {name!r} is neither a folder nor in the caches of huggingface_hub and ModelScope. "
-        f"pyrerank downloads nothing by itself: run `hf download {name}` or "
-        f"`modelscope download --model {name}`, or give a folder that holds the model's files"
-    )
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The object that ``file`` holds; `CheckpointError` where it holds none."""
-    try:
-        value = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{file.parent} has no {file.name}; give the folder of a published checkpoint"
-        ) from None
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{file} must hold a JSON object, not {type(value).__name__}")
-    return value
 
 
 def _decoder_config(path: Path, family: str, text: Mapping[str, Any]) -> DecoderConfig:
@@ -329,42 +320,3 @@ def _decoder_config(path: Path, family: str, text: Mapping[str, Any]) -> Decoder
             f"got {list(section)}"
         )
     return DecoderConfig(**{key: values[key] for key in fields})
-
-
-def _tensor_files(path: Path) -> dict[str, Path]:
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        weight_map = read_json(index).get("weight_map", {})
-        absent = sorted({file for file in weight_map.values() if not (path / file).is_file()})
-        if absent:
-            raise CheckpointError(f"{path}: {index.name} names absent files: {', '.join(absent)}")
-        files = [path / name for name in sorted(set(weight_map.values()))]
-    else:
-        whole = path / "model.safetensors"
-        files = [whole] if whole.is_file() else sorted(path.glob("model*.safetensors"))
-    tensors: dict[str, Path] = {}
-    for file in files:
-        with open_tensors(file) as handle:
-            tensors.update(dict.fromkeys(handle.keys(), file))
-    if not tensors:
-        raise CheckpointError(
-            f"{path} holds no weights: no model*.safetensors file; if it was cloned with git, "
-            "fetch the large files (git lfs pull); convert *.bin weights to safetensors"
-        )
-    return tensors
-
-
-def listed(problems: Sequence[str]) -> str:
-    """The first eight, and how many there are beside them."""
-    more = f" (and {len(problems) - 8} more)" if len(problems) > 8 else ""
-    return "; ".join(problems[:8]) + more
-
-
-def open_tensors(file: Path) -> Any:
-    """The safetensors file ``file``, open for reading; a context manager."""
-    try:
-        return safe_open(file, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{file} is damaged or not a safetensors file ({error}); download it again"
-        ) from error

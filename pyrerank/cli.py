@@ -185,7 +185,7 @@ def _convert(args: argparse.Namespace) -> int:
     files = "1 file" if done.files == 1 else f"{done.files} files"
     print(f"{args.target}: {done.architecture}, weights in {files}")
     print(
-        f"logits of {done.pairs} pairs, before and after: at most {done.difference:.1e} apart "
+        f"{done.compared}, before and after: at most {done.difference:.1e} apart "
         f"({BOUND:.0e} is allowed)"
     )
     return 0

@@ -344,6 +344,8 @@ class Engine(Generic[Item, Result]):
     @torch.inference_mode()
     def _forward(self, run: Run, batch: Batch, prefix: Prefix) -> torch.Tensor:
         with self._use():
+            if self.device.type == "cpu":  # where weights may be views of their files
+                self.checkpoint.check_unchanged()
             with self._failures():
                 if self.features is not None and (visuals := run.visuals):
                     batch = replace(batch, features=self.features.rows(visuals))
@@ -356,7 +358,9 @@ class Engine(Generic[Item, Result]):
                 # NaN first, so that a copy that never happened leaves no result; before the lock is
                 # given up, because a graph's next replay writes to the same ``out``
                 rows = torch.full(out.shape, torch.nan, dtype=out.dtype).copy_(out)
-            if self.device.type != "cpu" and rows.isnan().any() and not works(self.device):
+            if self.device.type == "cpu":
+                self.checkpoint.check_unchanged()
+            elif rows.isnan().any() and not works(self.device):
                 self._lose("the device dropped work")
             return rows
 

@@ -24,3 +24,7 @@ class OutOfMemory(DeviceError):
 
 class EngineClosed(DeviceError):
     """The device, or its runtime in this process, is lost, and the engine with it."""
+
+
+class CheckpointChanged(CheckpointError, EngineClosed):
+    """A file of weights was overwritten while it was in use, and the engine is lost with it."""

@@ -17,10 +17,21 @@ from typing import Any
 
 import torch
 
-from pyrerank.checkpoint import Checkpoint, listed, open_tensors, read_json
+from pyrerank.checkpoint import VISION, Checkpoint
 from pyrerank.errors import CheckpointError
+from pyrerank.find import read_json
+from pyrerank.weights import TensorFile, listed
 
 PREFIX = "base_model.model."  # PEFT's wrapping of the model, before every name
+# A layer's name, in the model with its head, in that without, and in sentence-transformers' module.
+OUTER = r"(?:0\.)?(?:auto_model\.|model\.)?(?:model\.)?"
+LAYER = {
+    "qwen3": re.compile(OUTER + r"((?:layers|embed_tokens|norm)\b.*)"),
+    # the decoder had a "model" of its own, or the model had none, in other releases
+    "qwen3-vl": re.compile(
+        OUTER + r"(?:language_model\.(?:model\.)?((?:layers|embed_tokens|norm)\b.*)|visual\.(.*))"
+    ),
+}
 
 # Settings of adapter_config.json that merging follows.
 READ = {"peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"}
@@ -108,26 +119,29 @@ def merge(base: Checkpoint, adapter: str | os.PathLike[str]) -> MergedCheckpoint
             )
     config = read_json(folder / "adapter_config.json")
     _refuse(folder, "adapter_config.json sets", _unmergeable(config))
-    with open_tensors(folder / "adapter_model.safetensors") as handle:
-        names = handle.keys()
-        tensors = {name: handle.get_tensor(name) for name in names}
+    file = TensorFile(folder / "adapter_model.safetensors")
+    tensors = {name: file.tensor(name).clone() for name in file.shapes}
+    file.check()
     updates: dict[str, Update] = {}
     replaced: dict[str, torch.Tensor] = {}
     problems = []
     for key, tensor in tensors.items():
         module, _, kind = key.removeprefix(PREFIX).partition(".lora_")
         other = f"{PREFIX}{module}.lora_{'B' if kind == 'A.weight' else 'A'}.weight"
+        name = _of_base(base, module)
         try:
             if not key.startswith(PREFIX) or kind not in ("", "A.weight", "B.weight"):
                 raise ValueError("is nothing that can be merged")
             if kind and other not in tensors:
                 raise ValueError(f"has no {other} beside it")
             if ".base_layer." in module:
-                _check_base_layer(base, module, tensor)
+                _check_base_layer(base, name, tensor)
             elif not kind:
-                replaced[module] = _replacement(base, module, tensor, config)
+                _check_saved(module, config)
+                replaced[name] = _replacement(base, name, tensor)
             elif kind == "A.weight":
-                updates[f"{module}.weight"] = _update(base, module, tensor, tensors[other], config)
+                scale = _scale(module, len(tensor), config)
+                updates[f"{name}.weight"] = _update(base, name, tensor, tensors[other], scale)
             if not tensor.isfinite().all():
                 raise ValueError("holds a NaN or an infinity")
         except ValueError as error:
@@ -149,25 +163,38 @@ def _unmergeable(config: Mapping[str, Any]) -> list[str]:
     return [f"{key} to {config.get(key)!r}" for key in bad]
 
 
-def _update(
-    base: Checkpoint, module: str, a: torch.Tensor, b: torch.Tensor, config: Mapping[str, Any]
-) -> Update:
-    rank = _of_module(config.get("rank_pattern"), module, config["r"])
-    alpha = _of_module(config.get("alpha_pattern"), module, config["lora_alpha"])
-    shape = _shape(base, f"{module}.weight", trained_whole=False)
+def _of_base(base: Checkpoint, module: str) -> str:
+    """What ``base`` calls the module, or the parameter, that the adapter was trained on."""
+    match = LAYER[base.family].fullmatch(module)
+    if match is None:
+        return re.sub(r"^0\.(?=lm_head|score)", "", module)
+    of_decoder, *of_vision = match.groups()
+    return base.decoder + of_decoder if of_decoder else base.root + VISION + of_vision[0]
+
+
+def _scale(module: str, rank: int, config: Mapping[str, Any]) -> float:
+    """By the name that the module has in the adapter, as PEFT does."""
+    said = _of_module(config.get("rank_pattern"), module, config["r"])
+    alpha: float = _of_module(config.get("alpha_pattern"), module, config["lora_alpha"])
+    if rank != said:
+        raise ValueError(f"has rank {rank}, not {said}, which adapter_config.json says")
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _update(base: Checkpoint, name: str, a: torch.Tensor, b: torch.Tensor, scale: float) -> Update:
+    shape = _shape(base, f"{name}.weight", trained_whole=False)
     if a.dim() != 2 or b.dim() != 2 or (len(b), a.shape[1]) != shape or b.shape[1] != len(a):
         raise ValueError(f"is {tuple(a.shape)}, with B {tuple(b.shape)}, for a weight {shape}")
-    if len(a) != rank:
-        raise ValueError(f"has rank {len(a)}, not {rank}, which adapter_config.json says")
-    return Update(a, b, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+    return Update(a, b, scale)
 
 
-def _replacement(
-    base: Checkpoint, name: str, tensor: torch.Tensor, config: Mapping[str, Any]
-) -> torch.Tensor:
+def _check_saved(name: str, config: Mapping[str, Any]) -> None:
     module = name.rpartition(".")[0]
     if not module.endswith(tuple(config.get("modules_to_save") or ())):  # as PEFT chooses them
         raise ValueError("belongs to no module of modules_to_save")
+
+
+def _replacement(base: Checkpoint, name: str, tensor: torch.Tensor) -> torch.Tensor:
     shape = _shape(base, name, trained_whole=True)
     if tensor.shape != shape:
         raise ValueError(f"is {tuple(tensor.shape)}, not {shape}")
@@ -186,15 +213,15 @@ def _check_base_layer(base: Checkpoint, name: str, tensor: torch.Tensor) -> None
 def _shape(base: Checkpoint, name: str, *, trained_whole: bool) -> tuple[int, ...]:
     """Of the tensor that ``name`` stands for in ``base``."""
     size = base.config.hidden_size
-    if base.tied and not base.classifier and name.endswith("embed_tokens.weight"):
+    if base.tied and base.task is None and name.endswith("embed_tokens.weight"):
         raise ValueError("changes the embedding, which is the output matrix, too, in this model")
-    if name == "lm_head.weight" and not base.classifier:
+    if name == "lm_head.weight" and base.task is None:
         return base.config.vocab_size, size  # of a tied model, no tensor has this name
-    if name == "score.weight" and trained_whole:
+    if name == "score.weight" and trained_whole and base.task != "embed":
         return 1, size
     if name not in base.tensors:
         raise ValueError("is for a layer that it does not have")
-    return tuple(base.tensor(name).shape)
+    return base.tensors[name].shapes[name]
 
 
 def _of_module(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:

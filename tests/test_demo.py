@@ -19,8 +19,8 @@ import pytest
 from published import Published
 
 from pyrerank import Reranker, demo, rank
-from pyrerank.checkpoint import DEMO
 from pyrerank.cli import main
+from pyrerank.find import DEMO
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "train"))

@@ -30,7 +30,7 @@ class Ranking:
 
 def rankings(device: str | None = None) -> Iterator[Ranking]:
     """Ranks what ships with the package, query by query.  ``device`` is as in `Reranker`."""
-    from pyrerank.checkpoint import DEMO
+    from pyrerank.find import DEMO
     from pyrerank.reranker import Reranker
 
     engine = Reranker(DEMO, device=device)
