@@ -85,14 +85,18 @@ def find_folder(model: str | os.PathLike[str]) -> Path:
                     stacklevel=2,
                 )
             return folder
-    lacking = "; ".join(f"{folder} lacks {', '.join(lacks(folder))}" for folder in copies + others)
-    what = f"is not complete in any cache: {lacking}" if lacking else (
-        "is neither a folder nor in the caches of huggingface_hub and ModelScope"
-        + _close_names(repo)
-    )  # fmt: skip
+    get = (
+        f"pyrerank downloads nothing by itself: run `hf download {repo}` or `modelscope download "
+        f"--model {repo}`, or give a folder that holds the model's files"
+    )
+    if copies or others:
+        lacking = [f"{folder} lacks {', '.join(lacks(folder))}" for folder in copies + others]
+        raise CheckpointError(
+            f"model {name!r} is not complete in any cache: {'; '.join(lacking)}. {get}"
+        )
     raise CheckpointError(
-        f"model {name!r} {what}. pyrerank downloads nothing by itself: run `hf download {repo}` or "
-        f"`modelscope download --model {repo}`, or give a folder that holds the model's files"
+        f"model {name!r} is neither a folder nor in the caches of huggingface_hub and ModelScope"
+        f"{_close_names(repo)}. {get}"
     )
 
 

@@ -94,7 +94,7 @@ def test_troubleshooting_quotes_messages_of_the_code(quoted):
 
 
 def test_troubleshooting_has_every_error_of_checkpoints_and_devices(quoted):
-    classes = ("CheckpointError", "DeviceError", "OutOfMemory")
+    classes = ("CheckpointError", "CheckpointChanged", "DeviceError", "OutOfMemory")
     calls = [node for node in code() if isinstance(node, ast.Call) and node.args]
     errors = [words(c.args[0]) for c in calls if getattr(c.func, "id", None) in classes]
     assert len(errors) > 25
