@@ -123,7 +123,7 @@ def convert(
     checkpoint = base if merge_lora is None else merge(base, merge_lora)
     kept = [name for name in base.tensors if embedder or name not in HEADS]
     dtype = torch.bfloat16 if base.tensors[kept[0]].dtypes[kept[0]] == "BF16" else torch.float32
-    results = _vectors if embedder else _logits
+    results, kind = (_vectors, "vectors") if embedder else (_logits, "logits")
     before = results(checkpoint, dtype)
     with _appearing(target) as folder:
         added: dict[str, torch.Tensor] = {}
@@ -143,11 +143,11 @@ def convert(
         difference = max(abs(b - a) for b, a in zip(before, after, strict=True))
         if not difference <= BOUND:
             raise CheckpointError(
-                f"{base.path} converted does not score as before: the numbers {before[:4]} became "
+                f"{base.path} converted does not score as before: the {kind} {before[:4]} became "
                 f"{after[:4]}; nothing was kept. Check the disk, and report this"
             )
-    number = len(DOCUMENTS) + (checkpoint.family == "qwen3-vl")
-    compared = f"vectors of {number} inputs" if embedder else f"logits of {number} pairs"
+    number = len(_documents(checkpoint))
+    compared = f"{kind} of {number} {'inputs' if embedder else 'pairs'}"
     return Converted(written.architecture, files, compared, difference)
 
 

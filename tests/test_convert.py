@@ -195,7 +195,7 @@ class TestRefused:
             convert(converted(KINDS[0]), tmp_path / "target")
         embedder = Path(shutil.copytree(checkpoint(KINDS[0]), tmp_path / "embedder"))
         strip_prefix(embedder)
-        with pytest.raises(CheckpointError, match="published for embedding: use Embedder"):
+        with pytest.raises(CheckpointError, match="only a reranker has a score to convert"):
             convert(embedder, tmp_path / "target")
         (embedder / "1_Pooling").mkdir()
         with pytest.raises(CheckpointError, match="only a reranker has a score to convert"):
