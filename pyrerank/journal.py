@@ -188,7 +188,7 @@ def identity(checkpoint: Checkpoint) -> str:
     folder = checkpoint.path
     for file in sorted({*folder.glob("*.json"), *folder.glob("*/*.json")}):
         hashed.update(f"{file.relative_to(folder)}\0{digest_of(file.read_bytes())}\0".encode())
-    for weights in sorted(set(checkpoint.tensors.values())):
+    for weights in sorted({file.path for file in checkpoint.tensors.values()}):
         with weights.open("rb") as opened:
             head = opened.read(8)
             head += opened.read(int.from_bytes(head, "little"))
