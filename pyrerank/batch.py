@@ -219,6 +219,8 @@ def plan(
 
     Args:
         windows: prompts that are sorted together; members of runs are counted through all of them.
+            A run goes on from one window to the next, and so asks for the window after it before it
+            is complete.  An empty window ends the run instead: what follows may be decided later.
         sequences: most prompts of a run.
         most_shared: most keys of a run that prompts have from others, the sum of ``Run.shared``.
         chained: whether a run goes on from the one before; else its first prompt computes all.
@@ -229,40 +231,58 @@ def plan(
     taken: list[Prompt] = []
     skips: list[int] = []
     computed = shared = 0
-    for member, prompt, skip in _in_order(windows, share, before):
-        if members and (
-            computed + len(prompt.ids) - skip > token_budget
-            or shared + skip > most_shared
-            or len(members) == sequences
-        ):
-            skip = skip if chained else 0
-            yield Run(members, taken, skips, skip)
+    places = count()
+    for window in windows:
+        if not window and members:
+            # the next prompt is not known: it probably shares what this one shares
+            left = max(head(taken[-1]), skips[-1]) if share and chained else 0
+            before = before[:left]
+            yield Run(members, taken, skips, left)
             members, taken, skips, computed, shared = [], [], [], 0, 0
-        members.append(member)
-        taken.append(prompt)
-        skips.append(skip)
-        computed += len(prompt.ids) - skip
-        shared += skip
+        for member, prompt, key in _in_order(window, places, share):
+            skip = common(before, key)
+            before = key
+            if members and (
+                computed + len(prompt.ids) - skip > token_budget
+                or shared + skip > most_shared
+                or len(members) == sequences
+            ):
+                skip = skip if chained else 0
+                yield Run(members, taken, skips, skip)
+                members, taken, skips, computed, shared = [], [], [], 0, 0
+            members.append(member)
+            taken.append(prompt)
+            skips.append(skip)
+            computed += len(prompt.ids) - skip
+            shared += skip
     if members:
-        ends = HEAD, len(taken[-1].ids), *(span.start for span in taken[-1].spans)
-        yield Run(members, taken, skips, min(ends) if keep and share and chained else 0)
+        yield Run(members, taken, skips, head(taken[-1]) if keep and share and chained else 0)
+
+
+def head(prompt: Prompt) -> int:
+    """How many first tokens of a prompt its pass leaves, at least, for one that is not known."""
+    return min(HEAD, len(prompt.ids), *(span.start for span in prompt.spans))
 
 
 def _in_order(
-    windows: Iterable[Sequence[Prompt]], share: bool, before: np.ndarray
-) -> Iterator[tuple[int, Prompt, int]]:
-    """Place, prompt, and how many tokens it has in common with the one yielded before."""
-    places = count()
-    for window in windows:
-        if not share:
-            yield from ((n, prompt, 0) for prompt, n in zip(window, places, strict=False))
-            continue
-        keyed = [(key_of(prompt), next(places), prompt) for prompt in window]
-        for key, n, prompt in sorted(keyed, key=lambda entry: entry[0].tobytes()):
-            shorter = min(len(before), len(key) - 1)  # the last token is always computed
-            different = np.flatnonzero(before[:shorter] != key[:shorter])
-            yield n, prompt, int(different[0]) if len(different) else shorter
-            before = key
+    window: Sequence[Prompt], places: Iterator[int], share: bool
+) -> list[tuple[int, Prompt, np.ndarray]]:
+    """Places, prompts and keys, sorted if prompts share; else all keys are empty."""
+    if not share:
+        return [(n, prompt, NOTHING) for prompt, n in zip(window, places, strict=False)]
+    keyed = [(next(places), prompt, key_of(prompt)) for prompt in window]
+    return sorted(keyed, key=lambda entry: entry[2].tobytes())
+
+
+def common(before: np.ndarray, key: np.ndarray) -> int:
+    """How many first tokens of a prompt need not be computed after another; never all of them.
+
+    Args:
+        before, key: of the other prompt, and of this one; see `key_of`.
+    """
+    shorter = max(0, min(len(before), len(key) - 1))
+    different = np.flatnonzero(before[:shorter] != key[:shorter])
+    return int(different[0]) if len(different) else shorter
 
 
 def key_of(prompt: Prompt) -> np.ndarray:

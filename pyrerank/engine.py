@@ -285,8 +285,9 @@ class Engine(Generic[Item, Result]):
         """Runs prompts, however many there are; yields each pass with its rows of results, on the
         host.
 
-        Windows are taken as passes need them, one pass ahead, in a thread of its own.  With
-        ``keep``, the next stream may share the beginning of the last prompt.
+        Windows are taken as passes need them, one pass ahead, in a thread of its own.  An empty
+        window ends a pass; see `plan`.  With ``keep``, the next stream may share the beginning of
+        the last prompt.
         """
         with self._use():
             prefix, self._left = self._left or self._model.no_prefix(), None
@@ -294,8 +295,7 @@ class Engine(Generic[Item, Result]):
         last = None
         with closing(ahead((run, pack(run)) for run in runs)) as packed:
             for run, batch in packed:
-                if last is None:
-                    prefix.cut(run.shared[0])
+                prefix.cut(run.shared[0])
                 last = run
                 yield run, self._forward(run, batch, prefix)
         if last is not None and last.kept:

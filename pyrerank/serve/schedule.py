@@ -1,9 +1,19 @@
 """Scheduling: the prompts of many requests, merged into passes of one engine.
 
 One thread has the engine.  As long as any prompt waits, prompts go through one `Engine.stream`, as
-those of one call would: the oldest, as many as fill a few passes, are sorted, so that what they
-share is computed once, whoever sent it; then the next.  Each pass's rows are handed out when it is
-done.
+those of one call would.  Which prompts a pass has is decided as late as the engine allows, when the
+pass before it begins:
+
+- small jobs, of which a pass can hold all that is left, the oldest first;
+- then large jobs, in turns of a few passes, so that what the prompts of one share is seldom
+  computed anew;
+- but small jobs that came after a pass without any prompt of a large job wait until large jobs have
+  had one, so that nobody waits for ever.
+
+So a small job waits for the pass that runs and for the one after it, however large the jobs are
+that came before.  The prompts of a job are sorted when it is queued, and those of a pass are sorted
+again, so that what they share is computed once, whoever sent it.  Each pass's rows are handed out
+when it is done.
 """
 
 from __future__ import annotations
@@ -14,18 +24,22 @@ import time
 from bisect import insort
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
 import torch
 
+from pyrerank.batch import common, head, key_of, plan
 from pyrerank.engine import Engine
 from pyrerank.errors import EngineClosed
 from pyrerank.inputs import Prompt
 
-WINDOW = 4  # passes' tokens that are sorted together: with more, the oldest may wait longer
-QUEUE = 32  # passes' tokens that wait with their pictures decoded; what is more waits before that
+TURN = 4  # passes' tokens after which another large job has its turn
+# Passes' tokens that wait with their pictures decoded, of small jobs and of large ones; what is
+# more waits before that.
+QUEUE = 32
 
 log = logging.getLogger("pyrerank.serve")
 
@@ -35,12 +49,15 @@ class Job:
     """The prompts of one request, on their way to rows of results.
 
     Attributes:
-        arrived: when the request came, of `time.monotonic`; the order of jobs.
+        arrived: when the request came, of `time.monotonic`; the order of small jobs.
         done: the rows, in the order of the prompts; when it is cancelled, the job leaves the queue.
         prompts: set before the job is queued.
         waiting: tokens of the prompts that wait.
         computed: of each prompt, how many tokens were computed for it, and not for another before.
         times: when it was queued, started and done.
+        turn: how many passes had been filled when it was queued or its last turn ended; the order
+            of large jobs.
+        served: tokens that its turn has had of passes, without the first of each that are shared.
     """
 
     arrived: float = field(default_factory=time.monotonic)
@@ -49,20 +66,60 @@ class Job:
     waiting: int = 0
     computed: dict[int, int] = field(default_factory=dict)
     times: dict[str, float] = field(default_factory=dict)
+    turn: int = 0
+    served: int = 0
     _rows: dict[int, torch.Tensor] = field(default_factory=dict)
-    _taken: int = 0
+    # numbers of the prompts, sorted, and how many tokens each computes after the one before it
+    _order: list[int] = field(default_factory=list)
+    _costs: list[int] = field(default_factory=list)
+    _taken: int = 0  # how many wait no longer
+    _left: int = 0  # what those that wait cost
 
     def mark(self, event: str) -> None:
         self.times.setdefault(event, time.monotonic())
 
-    def take(self, room: int) -> list[tuple[Job, int]]:
-        """The next prompts, of at least ``room`` tokens or all that are left."""
-        first = self._taken
-        enough = self.waiting - room
-        while self._taken < len(self.prompts) and self.waiting > enough:
-            self.waiting -= len(self.prompts[self._taken].ids)
-            self._taken += 1
-        return [(self, n) for n in range(first, self._taken)]
+    def sort(self, share: bool) -> None:
+        """Makes the prompts ready to be taken; ``share``: whether passes share prefixes."""
+        self.waiting = sum(len(prompt.ids) for prompt in self.prompts)
+        [run] = plan([self.prompts], self.waiting, share=share, sequences=len(self.prompts))
+        self._order = run.members
+        each = zip(run.prompts, run.shared, strict=True)
+        self._costs = [len(prompt.ids) - skip for prompt, skip in each]
+        self._left = sum(self._costs)
+
+    def is_large(self, budget: int) -> bool:
+        """Whether one pass cannot hold what is left of it."""
+        return self._left > budget and len(self._order) - self._taken > 1
+
+    def take(self, room: int, before: Prompt | None, whole: bool) -> tuple[list[int], int]:
+        """The next prompts that a pass has room for.
+
+        Args:
+            room: tokens that the pass may compute for them.
+            before: what the first of them can share with; None: nothing.
+            whole: whether the pass is empty, so that one prompt fits whatever its length.
+
+        Returns:
+            Numbers of the prompts, and how many tokens they compute at most.
+        """
+        numbers: list[int] = []
+        total = 0
+        for n, cost in zip(self._order[self._taken :], self._costs[self._taken :], strict=True):
+            prompt = self.prompts[n]
+            needs = cost
+            if not numbers:
+                shared = 0 if before is None else common(key_of(before), key_of(prompt))
+                kept = head(before) if whole and before is not None else shared
+                needs = len(prompt.ids) - min(shared, kept)
+            if total + needs > room and (numbers or not whole):
+                break
+            numbers.append(n)
+            total += needs
+            self.waiting -= len(prompt.ids)
+            self._left -= cost
+            self.served += cost
+        self._taken += len(numbers)
+        return numbers, total
 
     def put(self, number: int, row: torch.Tensor, computed: int) -> None:
         """A prompt's row; the last one makes the job done."""
@@ -110,6 +167,10 @@ class Scheduler:
         self._batch_wait = batch_wait
         self._watch = watch
         self._queue: list[Job] = []  # by arrival
+        self._passes = 0  # that were filled
+        # Small jobs that were queued when this many passes were filled go before large ones.
+        self._early = 0
+        self._before: Prompt | None = None  # the last prompt of the last pass, where that is known
         self._changed = threading.Condition()
         self._closed = False
         loaded: Future[Engine[Any, Any]] = Future()
@@ -120,15 +181,22 @@ class Scheduler:
         self.engine = loaded.result()
 
     def submit(self, job: Job) -> None:
-        """Queues a job that has its prompts; waits, in the caller's thread, while enough is
-        queued."""
+        """Queues a job that has its prompts; waits, in the caller's thread, while enough of its
+        kind, small or large, is queued."""
         job.mark("queued")
-        job.waiting = sum(len(prompt.ids) for prompt in job.prompts)
+        job.sort(self.engine.share_prefixes)
         job.done.add_done_callback(lambda _: self._drop(job))
-        most = QUEUE * self.engine.token_budget
+        budget = self.engine.token_budget
+
+        def has_room() -> bool:
+            large = job.is_large(budget)
+            alike = (each.waiting for each in self._queue if each.is_large(budget) == large)
+            return job.done.done() or sum(alike) < QUEUE * budget
+
         with self._changed:
-            self._changed.wait_for(lambda: self.waiting < most or job.done.done())
+            self._changed.wait_for(has_room)
             if not job.done.done():
+                job.turn = self._passes
                 insort(self._queue, job, key=lambda queued: queued.arrived)
                 self.waiting += job.waiting
                 self._changed.notify_all()
@@ -160,7 +228,7 @@ class Scheduler:
         while self._wait(engine.token_budget):
             taken: Taken = {}
             try:
-                self._run(engine, self._windows(engine.token_budget, taken), taken)
+                self._run(engine, self._windows(engine, taken), taken)
             except Exception as error:
                 log.error("a pass failed: %s: %s", type(error).__name__, error)
                 self._run_apart(engine, taken)
@@ -176,25 +244,48 @@ class Scheduler:
                 )
             return bool(self._queue) or not self._closed
 
-    def _windows(self, budget: int, taken: Taken) -> Iterator[list[Prompt]]:
-        """The oldest prompts, lot by lot, until none waits; adds them to ``taken``."""
+    def _windows(self, engine: Engine[Any, Any], taken: Taken) -> Iterator[list[Prompt]]:
+        """The prompts of each pass, until none waits; adds them to ``taken``."""
         places = count()
-        while lot := self._take(WINDOW * budget):
+        while lot := self._take(engine):
             taken.update((next(places), each) for each in lot)
             yield [job.prompts[n] for job, n in lot]
+            yield []  # the end of the pass: the next is filled when this one begins
 
-    def _take(self, room: int) -> list[tuple[Job, int]]:
-        lot = []
+    def _take(self, engine: Engine[Any, Any]) -> list[tuple[Job, int]]:
+        """The prompts of one pass; none if none waits."""
+        budget = room = engine.token_budget
+        lot: list[tuple[Job, int]] = []
         with self._changed:
-            while self._queue and room > 0:
-                job = self._queue[0]
+            self._passes += 1
+            kinds: dict[bool, list[Job]] = {False: [], True: []}
+            for job in self._queue:
+                kinds[job.is_large(budget)].append(job)
+            large = sorted(kinds[True], key=lambda job: job.turn)
+            early = [job for job in kinds[False] if job.turn <= self._early]
+            late = [job for job in kinds[False] if job.turn > self._early]
+            if not large:
+                self._early = self._passes
+            before = self._before if engine.graphs is None else None
+            for job in (*early, *large, *late):
+                waited = job.waiting
+                numbers, tokens = job.take(room, before, whole=not lot)
+                if not numbers:
+                    break
                 job.mark("started")
-                before = job.waiting
-                lot += job.take(room)
-                room -= before - job.waiting
-                self.waiting -= before - job.waiting
-                if not job.waiting:
-                    self._queue.pop(0)
+                lot += [(job, n) for n in numbers]
+                room -= tokens
+                self.waiting -= waited - job.waiting
+                before = job.prompts[numbers[-1]] if engine.share_prefixes else None
+                if job in large:
+                    self._early = self._passes
+                    if job.served >= TURN * budget:
+                        job.turn, job.served = self._passes, 0
+                if job.waiting:
+                    break
+                self._queue.remove(job)
+            # in a pass of several jobs, another prompt may be sorted to the end
+            self._before = before if len({job for job, _ in lot}) == 1 else None
             self._changed.notify_all()
         return lot
 
@@ -203,13 +294,14 @@ class Scheduler:
     ) -> None:
         """Hands out the rows of the windows, pass by pass, and removes them from ``taken``."""
         start, before = time.monotonic(), engine.computed
-        for run, rows in engine.stream(windows, keep=True):
-            self._watch(len(rows), engine.computed - before, time.monotonic() - start)
-            each = zip(run.members, rows, run.prompts, run.shared, strict=True)
-            for member, row, prompt, shared in each:
-                job, n = taken.pop(member)
-                job.put(n, row, len(prompt.ids) - shared)
-            start, before = time.monotonic(), engine.computed
+        with closing(engine.stream(windows, keep=True)) as passes:
+            for run, rows in passes:
+                self._watch(len(rows), engine.computed - before, time.monotonic() - start)
+                each = zip(run.members, rows, run.prompts, run.shared, strict=True)
+                for member, row, prompt, shared in each:
+                    job, n = taken.pop(member)
+                    job.put(n, row, len(prompt.ids) - shared)
+                start, before = time.monotonic(), engine.computed
 
     def _run_apart(self, engine: Engine[Any, Any], taken: Taken) -> None:
         """Runs each job that was left without rows by itself: only those that fail then get the
