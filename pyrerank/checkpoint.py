@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, normalizers
 
 from pyrerank.errors import CheckpointError
 from pyrerank.find import find_folder, read_json, refuse_pointer
+from pyrerank.modules import Modules, check_config
 from pyrerank.weights import TensorFile, listed, open_weights
 
 # architecture in config.json -> (prompt family, is the head one classifier vector?)
@@ -32,6 +33,7 @@ ARCHITECTURES = {
 }
 DECODER = {"qwen3": "", "qwen3-vl": "language_model."}  # before the decoder's names, in the model
 VISION = "visual."
+FULL = ["full_attention"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Checkpoint:
     Attributes:
         architecture: the one of `ARCHITECTURES` that config.json names.
         settings: what config.json says.
+        modules: what the files beside it say of prompts, pooling and limits.
         tensors: every stored name -> the file that holds it.
         mapped: files of which tensors have been given away as views.
     """
@@ -68,6 +71,7 @@ class Checkpoint:
     tied: bool
     config: DecoderConfig
     settings: Mapping[str, Any]
+    modules: Modules
     tensors: Mapping[str, TensorFile]
     mapped: set[TensorFile] = field(default_factory=set, kw_only=True, repr=False)
 
@@ -85,9 +89,11 @@ class Checkpoint:
 
     @property
     def task(self) -> str | None:
-        """The only thing the weights are for: "score" or "embed"; None where they can do both."""
+        """The only thing the folder is for: "score" or "embed"; None where it can do both."""
         if self.classifier:
             return "score"
+        if self.modules.task is not None:
+            return self.modules.task
         headless = self.architecture.endswith("Model") or not self.root
         headless |= not self.tied and "lm_head.weight" not in self.tensors
         return "embed" if headless else None
@@ -101,14 +107,49 @@ class Checkpoint:
             )
         refuse_pointer(file)
         try:
-            return Tokenizer.from_file(str(file))
+            tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises bare Exception for every malformed file
             raise CheckpointError(f"{file} is not a readable tokenizer: {error}") from error
+        self._check_tokens(tokenizer)
+        if self.modules.lower_case:
+            before = [tokenizer.normalizer] if tokenizer.normalizer else []
+            tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *before])
+        return tokenizer
 
-    def preprocessor(self) -> dict[str, Any]:
-        """What ``preprocessor_config.json`` says; nothing where there is none."""
-        file = self.path / "preprocessor_config.json"
-        return read_json(file) if file.is_file() else {}
+    def _check_tokens(self, tokenizer: Tokenizer) -> None:
+        """Refuses what other files say of tokens and tokenizer.json does not."""
+        config = read_json(file) if (file := self.path / "tokenizer_config.json").is_file() else {}
+        added = {token["content"]: int(id) for id, token in
+                 (config.get("added_tokens_decoder") or {}).items()}  # fmt: skip
+        if (file := self.path / "added_tokens.json").is_file():
+            added |= read_json(file)
+        names = {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>"}
+        added |= {names[key]: self.settings[key] for key in names if key in self.settings}
+        for token, id in added.items():
+            if tokenizer.token_to_id(token) != id:
+                raise CheckpointError(
+                    f"{self.path}: tokenizer.json gives {token!r} the id "
+                    f"{tokenizer.token_to_id(token)}, and the files beside it {id}; save the "
+                    "tokenizer again, so that all of its files agree"
+                )
+        for key in ("split_special_tokens", "add_prefix_space"):
+            if config.get(key):
+                raise CheckpointError(
+                    f"{self.path}: tokenizer_config.json sets {key}, which pyrerank does not follow"
+                )
+
+    def preprocessors(self) -> dict[str, dict[str, Any]]:
+        """What the folder says of pictures' pixels: settings by the name of their file."""
+        names = ("preprocessor_config.json", "video_preprocessor_config.json")
+        settings = {name: read_json(self.path / name) for name in names if self._has(name)}
+        if self._has(name := "processor_config.json"):  # where transformers 5 nests both
+            for kind in ("image_processor", "video_processor"):
+                nested = read_json(self.path / name).get(kind)
+                settings |= {f"{name}, {kind}": nested} if isinstance(nested, dict) else {}
+        return settings
+
+    def _has(self, name: str) -> bool:
+        return (self.path / name).is_file()
 
     def decoder_weights(
         self, shapes: Mapping[str, torch.Size], *, dtype: torch.dtype
@@ -170,12 +211,14 @@ class Checkpoint:
 
         return read
 
-    def classifier_vector(self, yes: int, no: int) -> tuple[torch.Tensor, float]:
+    def classifier_vector(self, yes: int, no: int | None) -> tuple[torch.Tensor, float]:
         """The vector w (float32 [hidden_size]) and bias with logit = norm(hidden) . w + bias.
 
         For a causal or VL checkpoint w = float32(head[yes]) - float32(head[no]), where head is
-        ``lm_head.weight`` or, with tied embeddings, the embedding table; only these two rows are
-        read.  For a sequence-classification checkpoint w is ``score.weight``.
+        ``lm_head.weight`` or, where a tied checkpoint stores none, the embedding table; only these
+        two rows are read.  (transformers, too, prefers a stored ``lm_head.weight`` that differs
+        from the embedding.)  Without ``no``, w is the row of yes.  For a sequence-classification
+        checkpoint w is ``score.weight``.
         """
         size = self.config.hidden_size
         if self.architecture.endswith("Model") or not self.root:
@@ -189,10 +232,16 @@ class Checkpoint:
                 return weight, 0.0
             return weight, self.tensor("score.bias").float().item()
         table = "lm_head.weight"
-        if self.tied:
+        if self.tied and table not in self.tensors:
             table = self.decoder + "embed_tokens.weight"
-        rows = self._rows(table, (self.config.vocab_size, size), [yes, no])
-        return rows[0] - rows[1], 0.0
+        ids = [yes] if no is None else [yes, no]
+        if max(ids) >= self.config.vocab_size or min(ids) < 0:
+            raise CheckpointError(
+                f"{self.path}: the score is that of tokens {ids}, and the vocabulary ends at "
+                f"{self.config.vocab_size - 1}"
+            )
+        rows = self._rows(table, (self.config.vocab_size, size), ids)
+        return rows[0] - rows[1:].sum(0), 0.0
 
     def not_finite(self) -> list[str]:
         """Names of the stored tensors that hold a NaN or an infinity.  Reads every weight.
@@ -271,6 +320,7 @@ def open_checkpoint(model: str | os.PathLike[str] | Checkpoint) -> Checkpoint:
     family, classifier = ARCHITECTURES[known[0]]
     text = config.get("text_config", config)
     tensors = open_weights(path, config)
+    check_config(path, config)
     # ms-swift puts the head of a classifier on a class that has another one, and keeps its name
     classifier |= "score.weight" in tensors and "lm_head.weight" not in tensors
     return Checkpoint(
@@ -281,6 +331,7 @@ def open_checkpoint(model: str | os.PathLike[str] | Checkpoint) -> Checkpoint:
         tied=bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
         config=_decoder_config(path, family, text),
         settings=config,
+        modules=Modules.read(path),
         tensors=tensors,
     )
 
@@ -297,6 +348,9 @@ def _decoder_config(path: Path, family: str, text: Mapping[str, Any]) -> Decoder
         "hidden_act": (text.get("hidden_act", "silu"), "silu"),
         "attention_bias": (text.get("attention_bias", False), False),
         "use_sliding_window": (text.get("use_sliding_window", False), False),
+        "layer_types": (sorted(set(text.get("layer_types") or FULL)), FULL),
+        "is_causal": (text.get("is_causal", True), True),
+        "use_bidirectional_attention": (text.get("use_bidirectional_attention") or False, False),
         "rope type": (rope.get("rope_type", rope.get("type", "default")), "default"),
         "mrope_interleaved": (rope.get("mrope_interleaved", True), True),
     }

@@ -29,9 +29,8 @@ from tqdm import tqdm
 from pyrerank.checkpoint import ARCHITECTURES, Checkpoint, open_checkpoint
 from pyrerank.embedder import Embedder
 from pyrerank.errors import CheckpointError
-from pyrerank.inputs import PromptEncoder
 from pyrerank.lora import merge
-from pyrerank.reranker import Reranker
+from pyrerank.reranker import Reranker, prompt_encoder
 
 CLASSIFIERS = {family: name for name, (family, one_label) in ARCHITECTURES.items() if one_label}
 SHARD_BYTES = 5 * 10**9
@@ -110,7 +109,7 @@ def convert(
         raise ValueError(f"{target.parent} is not a folder; make it first")
     base = open_checkpoint(source)
     beside = _beside(base.path)
-    embedder = base.task == "embed" or (base.path / "1_Pooling").exists()
+    embedder = base.task == "embed"
     if embedder and merge_lora is None:
         raise CheckpointError(
             f"{base.path} is published for embedding; only a reranker has a score to convert. With "
@@ -129,7 +128,7 @@ def convert(
         added: dict[str, torch.Tensor] = {}
         if not embedder:
             tokenizer = checkpoint.tokenizer()
-            encoder = PromptEncoder(tokenizer, checkpoint.family)
+            encoder = prompt_encoder(checkpoint)
             w, _ = checkpoint.classifier_vector(encoder.yes, encoder.no)
             added["score.weight"] = w[None]
         files = _write_weights(checkpoint, kept, added, folder)

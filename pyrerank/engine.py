@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Generic, NoReturn, Self, TypeVar
+from typing import Generic, NoReturn, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -51,8 +51,23 @@ TOKEN_BUDGET = 8192
 TOKEN_BUDGET_CPU = 1024
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-# From hidden states [B, hidden_size] of last tokens, before the final norm, to rows of results.
-Head = Callable[[torch.Tensor, RMSNorm], torch.Tensor]
+
+class Head(Protocol):
+    """From hidden states, before the final norm, to rows of results, one a sequence.
+
+    Attributes:
+        every_token: whether it wants the hidden states of all tokens, [T, hidden_size]; else those
+            of last tokens, [B, hidden_size].  Then a prompt computes all of its tokens.
+    """
+
+    @property
+    def every_token(self) -> bool: ...
+
+    def __call__(
+        self, hidden: torch.Tensor, cu_seqlens: torch.Tensor, norm: RMSNorm
+    ) -> torch.Tensor:
+        """cu_seqlens: int32 [B + 1], where each sequence starts among the T tokens."""
+
 
 Result = TypeVar("Result")
 
@@ -67,8 +82,9 @@ class _Model:
     def __call__(
         self, batch: Batch, attend: Attend, prefix: Prefix, *, prune: bool
     ) -> torch.Tensor:
-        hidden = self.decoder(batch, attend, prefix, prune=prune)
-        return self.head(hidden, self.decoder.norm)
+        every = self.head.every_token
+        hidden = self.decoder(batch, attend, prefix, prune=prune and not every, every_token=every)
+        return self.head(hidden, batch.cu_seqlens, self.decoder.norm)
 
     def no_prefix(self) -> Prefix:
         """For a pass that nothing came before."""
@@ -95,7 +111,8 @@ class Engine(Generic[Item, Result]):
             graphs, once a pass.
         prune_last_layer: whether the last layer computes queries and MLP for last tokens only.
             Both change no score beyond rounding, and can be switched for comparison.  Each setting
-            of the latter has graphs of its own, captured when they are needed.
+            of the latter has graphs of its own, captured when they are needed.  Where a checkpoint
+            pools over all tokens of a prompt, neither is done.
 
     Raises: as `Reranker`.
     """
@@ -144,6 +161,7 @@ class Engine(Generic[Item, Result]):
                 tower = VisionTower.load(checkpoint, self.device, self.dtype)
                 self.features = Features(tower, token_budget, vision_cache)
             self._model = _Model(decoder, head(self.device))
+            self._every_token = self._model.head.every_token
             self._attend = choose(self.device, self.dtype, captured=False)
             if graph or (graph is None and self.device.type == "npu"):
                 self._start_graphs()
@@ -191,7 +209,7 @@ class Engine(Generic[Item, Result]):
         with self._use(), self._failures(), torch.inference_mode():
             if self.graphs is not None:
                 try:
-                    self.graphs.warmup(prune=self.prune_last_layer)
+                    self.graphs.warmup(prune=self._prunes)
                 except GraphError as error:
                     self._give_up_graphs(error)
 
@@ -322,6 +340,10 @@ class Engine(Generic[Item, Result]):
                     done += 1
                 bar.update(len(run.members))
 
+    @property
+    def _prunes(self) -> bool:
+        return self.prune_last_layer and not self._every_token
+
     def _plan(
         self,
         windows: Iterable[Sequence[Prompt]],
@@ -333,7 +355,7 @@ class Engine(Generic[Item, Result]):
         return plan(
             windows,
             self.token_budget,
-            share=self.share_prefixes,
+            share=self.share_prefixes and not self._every_token,
             sequences=MAX_SEQUENCES if graphs is None else graphs.buckets[-1].sequences,
             most_shared=SHARED_PER_TOKEN * self.token_budget if bounded else math.inf,
             chained=graphs is None,
@@ -354,7 +376,7 @@ class Engine(Generic[Item, Result]):
                 if out is None:
                     on_device = batch.to(self.device)
                     prefix.rows = on_device.kept(run.kept)
-                    out = self._model(on_device, self._attend, prefix, prune=self.prune_last_layer)
+                    out = self._model(on_device, self._attend, prefix, prune=self._prunes)
                 # NaN first, so that a copy that never happened leaves no result; before the lock is
                 # given up, because a graph's next replay writes to the same ``out``
                 rows = torch.full(out.shape, torch.nan, dtype=out.dtype).copy_(out)
@@ -369,7 +391,7 @@ class Engine(Generic[Item, Result]):
         if self.graphs is None:
             return None
         try:
-            return self.graphs.run(batch, prune=self.prune_last_layer)
+            return self.graphs.run(batch, prune=self._prunes)
         except GraphError as error:
             self._give_up_graphs(error)
             return None

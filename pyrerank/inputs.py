@@ -1,7 +1,7 @@
 """Inputs: from what the caller passed to token ids, truncated to the family's limit.
 
-User text is encoded by the bare byte-level BPE model, which has no control tokens: the characters
-``<|im_end|>`` in a document are text, never a turn boundary.
+User text is encoded without control tokens: the characters ``<|im_end|>`` in a document are text,
+never a turn boundary.  See `pyrerank.tokens`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Generic, NamedTuple, TypeAlias, TypeVar
 from tokenizers import Encoding, Tokenizer
 
 from pyrerank.media import Content, Image, Reader, Video, is_parts
+from pyrerank.modules import Modules
 from pyrerank.pictures import SIDE
 from pyrerank.prompt import (
     IMAGE,
@@ -21,25 +22,30 @@ from pyrerank.prompt import (
     TEMPLATES,
     VIDEO,
     Wording,
+    chat_prompt,
     embedding_prompt,
+    text_embedding_prompt,
     unformat,
     unformat_embedding,
 )
+from pyrerank.tokens import PlainText, single_token, special_tokens
 
 START, END = "<|vision_start|>", "<|vision_end|>"
 # An instruction that leaves less is a mistake; and as words at the seams of the template may share
 # a token with it, a few more tokens than the template's own can be beyond truncation.
 LEAST_CONTENT = 16
 
-
 Visual: TypeAlias = Image | Video
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One query and document, validated, with any template of the caller's undone."""
+    """One query and document, validated, with any template of the caller's undone.
 
-    instruction: str
+    ``instruction`` is None where a folder's own chat template has a default.
+    """
+
+    instruction: str | None
     query: Content
     document: Content
 
@@ -51,10 +57,14 @@ class Pair:
 
 @dataclass(frozen=True)
 class Input:
-    """One input of an embedder, validated, with any template of the caller's undone."""
+    """One input of an embedder, validated, with any template of the caller's undone.
+
+    ``prompt`` is the folder's text for inputs that come without an instruction.
+    """
 
     instruction: str | None
     content: Content
+    prompt: str | None = None
 
     @property
     def contents(self) -> tuple[Content, ...]:
@@ -151,22 +161,6 @@ def check_text(name: str, value: object) -> str:
     return value
 
 
-def plain_text(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer without its added tokens: text stays text."""
-    text = Tokenizer(tokenizer.model)
-    text.normalizer = tokenizer.normalizer
-    text.pre_tokenizer = tokenizer.pre_tokenizer
-    return text
-
-
-def single_token(tokenizer: Tokenizer, token: str) -> int:
-    """The id of a token.  Raises ValueError if there is none."""
-    id = tokenizer.token_to_id(token)
-    if id is None:
-        raise ValueError(f"the tokenizer has no token {token!r}; it is not a Qwen3 tokenizer")
-    return int(id)
-
-
 Item = TypeVar("Item", bound=Pair | Input)
 
 
@@ -176,7 +170,7 @@ def unique(items: Iterable[Item]) -> list[Item]:
 
     def words(item: Item) -> tuple[str, list[tuple[list[bytes], str]]]:
         contents = [([v.digest for v in c.visuals], c.text or "") for c in item.contents]
-        return item.instruction or "", contents
+        return item.instruction or getattr(item, "prompt", None) or "", contents
 
     return sorted(dict.fromkeys(items), key=words)
 
@@ -194,10 +188,12 @@ class Encoder(Generic[Item]):
         self.family = family
         self.max_tokens = max_tokens
         self._tokenizer = tokenizer
-        self._text = plain_text(tokenizer)
+        self._text = PlainText(tokenizer)
         self._token = cache(lambda token: single_token(tokenizer, token))
         # the ids of what is no content: texts of templates, instructions
-        self._fixed = lru_cache(maxsize=256)(lambda text: self._encoded(text).ids)
+        self._fixed = lru_cache(maxsize=256)(
+            lambda text: self._text.ids(*self._text.encode([text]))
+        )
 
     def wording(self, item: Item) -> Wording:
         """The prompt in words."""
@@ -219,7 +215,7 @@ class Encoder(Generic[Item]):
         wordings = [self.wording(item) for item in items]
         own = [{text: wording.texts[text] for text, *_ in wording.own} for wording in wordings]
         texts = [text for each in own for text in each.values()]
-        encodings = iter(self._text.encode_batch(texts, add_special_tokens=False))
+        encodings = iter(self._text.encode(texts))
         prompts = []
         for item, wording, each in zip(items, wordings, own, strict=True):
             encoded = {i: next(encodings) for i in each}
@@ -228,7 +224,8 @@ class Encoder(Generic[Item]):
 
     def first_tokens(self, text: str, count: int) -> str:
         """The beginning of a text that has ``count`` tokens; all of a shorter one."""
-        offsets = self._encoded(text).offsets
+        [encoding] = self._text.encode([text])
+        offsets = encoding.offsets
         return text[: offsets[count - 1][1]] if len(offsets) > count else text
 
     def explain(self, item: Item) -> Explanation:
@@ -236,12 +233,6 @@ class Encoder(Generic[Item]):
         [prompt] = self.encode([item])
         text = self._tokenizer.decode(prompt.ids, skip_special_tokens=False)
         return Explanation(text, prompt.ids, prompt.truncated)
-
-    def _encoded(self, text: str) -> Encoding:
-        [encoding] = self._text.encode_batch(
-            [text], add_special_tokens=False
-        )  # `encode` has the GIL
-        return encoding
 
     def _assemble(
         self,
@@ -251,7 +242,8 @@ class Encoder(Generic[Item]):
         limit: int,
     ) -> Prompt:
         parts = [
-            own[i].ids if i in own else self._fixed(text) for i, text in enumerate(wording.texts)
+            self._text.ids(own[i]) if i in own else self._fixed(text)
+            for i, text in enumerate(wording.texts)
         ]
         runs = _runs(visuals)
         excess = max(0, sum(map(len, parts)) + _others(wording, runs) - limit)
@@ -305,16 +297,49 @@ class Encoder(Generic[Item]):
 
 
 class PromptEncoder(Encoder[Pair]):
-    """Encodes pairs, with one family's template."""
+    """Encodes pairs, with one family's template, or with the chat template that ``modules`` has.
 
-    def __init__(self, tokenizer: Tokenizer, family: str) -> None:
+    Attributes:
+        yes, no: ids of the tokens whose logits are compared; without ``no``, yes's is the score.
+        default: instruction of pairs for which nobody gave one.
+    """
+
+    yes: int
+    no: int | None
+
+    def __init__(self, tokenizer: Tokenizer, family: str, modules: Modules | None = None) -> None:
+        modules = modules or Modules()
         self.template = TEMPLATES[family]
-        super().__init__(tokenizer, family, self.template.max_tokens + self.template.uncounted)
-        self.yes, self.no = self._token("yes"), self._token("no")
-        self.encode([Pair("", Content(), Content())])  # refuses a tokenizer of another family
+        limit = modules.limit(self.template.max_tokens + self.template.uncounted)
+        super().__init__(tokenizer, family, limit)
+        self.yes, self.no = modules.answers or (self._token("yes"), self._token("no"))
+        self.default: str | None = modules.default_prompt or self.template.default_instruction
+        self._parts = modules.chat.scoring if modules.chat is not None else None
+        if self._parts is not None and self._as_published(modules.default_prompt):
+            self._parts = None
+        elif self._parts is not None:
+            self.default = modules.default_prompt
+        # refuses a tokenizer of another family
+        self.encode([Pair(self.default, Content(), Content())])
+
+    def _as_published(self, prompt: str | None) -> bool:
+        """Whether the chat template words pairs as the published script does."""
+        query, document = Content(text="query"), Content(text="document")
+        own = self.template.default_instruction
+        # without a prompt, the template has its own default
+        given = [("instruction", "instruction"), (prompt, own if prompt is None else prompt)]
+        return all(
+            self.wording(Pair(ours, query, document))
+            == self.template.prompt(published, query, document)
+            for ours, published in given
+        )
 
     def wording(self, item: Pair) -> Wording:
-        return self.template.prompt(item.instruction, item.query, item.document)
+        if self._parts is not None:
+            parts = self._parts[item.instruction is not None]
+            contents = {"query": item.query, "document": item.document}
+            return chat_prompt(parts, item.instruction, contents)
+        return self.template.prompt(item.instruction or "", item.query, item.document)
 
     def pair(
         self,
@@ -342,13 +367,16 @@ class PromptEncoder(Encoder[Pair]):
             self._read(f"the query of {name}", query, reader),
             self._read(name, document, reader),
         ]
-        try:
-            own, *texts = unformat(*(content.text or "" for content in contents))
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
+        texts = [content.text or "" for content in contents]
+        own = None
+        if self._parts is None:
+            try:
+                own, *texts = unformat(*texts)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
         if own is None:
             own = default if instruction is None else instruction
-            own = self.template.default_instruction if own is None else own
+            own = self.default if own is None else own
         else:
             _check_only(name, own, instruction)
             contents = [replace(c, text=t) for c, t in zip(contents, texts, strict=True)]
@@ -356,24 +384,43 @@ class PromptEncoder(Encoder[Pair]):
 
 
 class EmbeddingEncoder(Encoder[Input]):
-    """Encodes inputs, with one family's embedding prompt."""
+    """Encodes inputs, with one family's embedding prompt, or with what ``modules`` has of it."""
 
-    def __init__(self, tokenizer: Tokenizer, family: str) -> None:
-        super().__init__(tokenizer, family, MAX_EMBEDDING_TOKENS)
-        self.encode([Input(None, Content())])  # refuses a tokenizer of another family
+    def __init__(self, tokenizer: Tokenizer, family: str, modules: Modules | None = None) -> None:
+        self.modules = modules or Modules()
+        self._ends = special_tokens(tokenizer)
+        if not self.modules.listed and self._ends == ([], []):
+            self._ends = [], ["<|endoftext|>"]  # as the published tokenizer ends a text
+        super().__init__(tokenizer, family, self.modules.limit(MAX_EMBEDDING_TOKENS))
+        # refuses a tokenizer of another family
+        self.encode([Input(None, Content(), self.modules.default_prompt)])
 
     def wording(self, item: Input) -> Wording:
-        return embedding_prompt(self.family, item.instruction, item.content)
+        if self.modules.chat is not None:
+            said = item.prompt if item.instruction is None else item.instruction
+            parts = self.modules.chat.embedding[said is not None]
+            return chat_prompt(parts, said, {"user": item.content})
+        if self.family == "qwen3-vl":
+            return embedding_prompt(item.instruction, item.content)
+        return text_embedding_prompt(item.instruction, item.prompt, item.content, self._ends)
 
     def input(
-        self, name: str, value: object, instruction: str | None, reader: Reader | None = None
+        self,
+        name: str,
+        value: object,
+        instruction: str | None,
+        reader: Reader | None = None,
+        prompt_name: str | None = None,
     ) -> Input:
         """Reads and validates one input; ``name`` (``inputs[3]``) is for messages.
 
-        Raises: as `PromptEncoder.pair`.
+        ``prompt_name`` chooses one of the folder's prompts in place of an instruction.
+
+        Raises: as `PromptEncoder.pair`; ValueError: no such prompt, or an instruction as well.
         """
         if instruction is not None:
             check_text("instruction", instruction)
+        prompt = self._prompt(prompt_name, instruction)
         content = self._read(name, value, reader)
         if content.text is not None:
             own, text = unformat_embedding(self.family, content.text)
@@ -381,7 +428,27 @@ class EmbeddingEncoder(Encoder[Input]):
             if own is not None:
                 _check_only(name, own, instruction)
                 instruction = own
-        return self._checked(name, Input(instruction, content))
+        item = Input(instruction, content, prompt)
+        wording = self.wording(item)
+        if not wording.controls and not any(wording.texts):
+            raise ValueError(
+                f"{name} is empty, and this checkpoint's prompt adds no token to a text; leave it "
+                "out"
+            )
+        return self._checked(name, item)
+
+    def _prompt(self, name: str | None, instruction: str | None) -> str | None:
+        prompts = self.modules.prompts
+        if name is None:
+            return self.modules.default_prompt if instruction is None else None
+        if name not in prompts:
+            raise ValueError(
+                f"prompt_name {name!r} is none of the checkpoint's prompts, which are "
+                f"{', '.join(map(repr, prompts)) or 'none'}"
+            )
+        if instruction is not None:
+            raise ValueError(f"give prompt_name {name!r} or an instruction, not both")
+        return prompts[name] or None
 
 
 def _check_only(name: str, own: str, instruction: str | None) -> None:

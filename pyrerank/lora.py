@@ -81,12 +81,14 @@ class MergedCheckpoint(Checkpoint):
     def _as_stored(self, name: str) -> bool:
         return name not in self.updates and name not in self.replaced
 
-    def classifier_vector(self, yes: int, no: int) -> tuple[torch.Tensor, float]:
+    def classifier_vector(self, yes: int, no: int | None) -> tuple[torch.Tensor, float]:
         """As of any checkpoint, merged; never rounded to less than float32."""
         whole = self.classifier or "score.weight" in self.replaced
 
         def vector(rows: torch.Tensor) -> torch.Tensor:
-            return rows[0].float() if whole else rows[yes].float() - rows[no].float()
+            if whole:
+                return rows[0].float()
+            return rows[yes].float() - (0 if no is None else rows[no].float())
 
         head = "score.weight" if whole else "lm_head.weight"
         w, bias = super().classifier_vector(yes, no)
@@ -204,7 +206,7 @@ def _replacement(base: Checkpoint, name: str, tensor: torch.Tensor) -> torch.Ten
 def _check_base_layer(base: Checkpoint, name: str, tensor: torch.Tensor) -> None:
     """Refuses an output matrix, which PEFT saves beside its factors, that ``base`` has not."""
     stored = name.replace(".base_layer.", ".")
-    if stored == "lm_head.weight" and base.tied:
+    if stored == "lm_head.weight" and base.tied and stored not in base.tensors:
         stored = next(key for key in base.tensors if key.endswith("embed_tokens.weight"))
     if stored not in base.tensors or not torch.equal(base.tensor(stored).to(tensor.dtype), tensor):
         raise ValueError("is not the weight that it is to be merged into")
@@ -213,9 +215,10 @@ def _check_base_layer(base: Checkpoint, name: str, tensor: torch.Tensor) -> None
 def _shape(base: Checkpoint, name: str, *, trained_whole: bool) -> tuple[int, ...]:
     """Of the tensor that ``name`` stands for in ``base``."""
     size = base.config.hidden_size
-    if base.tied and base.task is None and name.endswith("embed_tokens.weight"):
+    whole = not base.classifier and base.task != "embed"  # it has an output matrix
+    if base.tied and whole and name.endswith("embed_tokens.weight"):
         raise ValueError("changes the embedding, which is the output matrix, too, in this model")
-    if name == "lm_head.weight" and base.task is None:
+    if name == "lm_head.weight" and whole:
         return base.config.vocab_size, size  # of a tied model, no tensor has this name
     if name == "score.weight" and trained_whole and base.task != "embed":
         return 1, size

@@ -199,8 +199,17 @@ class Decoder(nn.Module):
             numbers += 3 * config.num_attention_heads * DENSE_ROWS
         return tokens * numbers * self.embed_tokens.weight.element_size()
 
-    def forward(self, batch: Batch, attend: Attend, prefix: Prefix, *, prune: bool) -> torch.Tensor:
-        """Hidden states [B, hidden_size] of the sequences' last tokens, before the final norm.
+    def forward(
+        self,
+        batch: Batch,
+        attend: Attend,
+        prefix: Prefix,
+        *,
+        prune: bool,
+        every_token: bool = False,
+    ) -> torch.Tensor:
+        """Hidden states [B, hidden_size] of the sequences' last tokens, before the final norm; or,
+        with ``every_token``, [T, hidden_size] of all, for which ``prune`` must be off.
 
         The features of pictures take the place of vision tokens' embeddings, and DeepStack features
         are added to the same rows after each of the first layers.  A row of ``batch.index`` may
@@ -244,7 +253,7 @@ class Decoder(nn.Module):
                 # not index_add_, which would add twice to a row that comes twice
                 delta.index_copy_(0, index, delta.index_select(0, index).add_(levels[number]))
         x = x if delta is None else x + delta
-        return x if prune else ops.last_token_gather(x, index=last)
+        return x if prune or every_token else ops.last_token_gather(x, index=last)
 
 
 def interleaved_axes(mrope_section: Sequence[int]) -> torch.Tensor:

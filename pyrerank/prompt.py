@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -55,6 +56,12 @@ class Wording:
         self.texts[-1] += head
         self.controls += rest[::2]
         self.texts += rest[1::2]
+        return self
+
+    def control(self, token: str) -> Wording:
+        """Appends one token."""
+        self.controls.append(token)
+        self.texts.append("")
         return self
 
     def text(self, text: str) -> Wording:
@@ -176,20 +183,61 @@ MAX_EMBEDDING_TOKENS = 8192
 DEFAULT_REPRESENTATION = "Represent the user's input."
 
 
-def embedding_prompt(family: str, instruction: str | None, content: Content) -> Wording:
-    """The prompt that embeds ``content``.
+def text_embedding_prompt(
+    instruction: str | None,
+    prompt: str | None,
+    content: Content,
+    ends: tuple[Sequence[str], Sequence[str]],
+) -> Wording:
+    """The prompt of a Qwen3-Embedding, which takes an instruction with queries and none with
+    documents.
 
-    Qwen3-Embedding takes an instruction with queries and none with documents; Qwen3-VL-Embedding
-    has a default, and a full stop is added to one that ends without punctuation.
+    Args:
+        prompt: a folder's own text before ``content``, where there is no instruction.
+        ends: the tokens that the tokenizer puts before and after.
     """
-    if family == "qwen3":
-        before = "" if instruction is None else f"Instruct: {instruction}\nQuery:"
-        return Wording().text(before).content(content).template("<|endoftext|>")
+    wording = Wording()
+    for token in ends[0]:
+        wording.control(token)
+    if instruction is not None:
+        wording.text(f"Instruct: {instruction}\nQuery:")
+    else:
+        wording.template(prompt or "")
+    wording.content(content)
+    for token in ends[1]:
+        wording.control(token)
+    return wording
+
+
+def embedding_prompt(instruction: str | None, content: Content) -> Wording:
+    """The prompt of a Qwen3-VL-Embedding, which has a default instruction; a full stop is added to
+    one that ends without punctuation."""
     chosen = (DEFAULT_REPRESENTATION if instruction is None else instruction).strip()
     if chosen and not unicodedata.category(chosen[-1]).startswith("P"):
         chosen += "."
     wording = Wording().template("<|im_start|>system\n").text(chosen)
     return wording.template("<|im_end|>\n<|im_start|>user\n").content(content).template(TAIL)
+
+
+def chat_prompt(
+    parts: Sequence[str], instruction: str | None, contents: Mapping[str, Content]
+) -> Wording:
+    """The prompt of a folder's own chat template.
+
+    Args:
+        parts: texts of the template at even places, between them what stands there: "system",
+            which is the instruction, and the roles of contents; see `pyrerank.chat`.
+        contents: by role.
+    """
+    wording = Wording()
+    for place, part in enumerate(parts):
+        if place % 2 == 0:
+            wording.template(part)
+        elif part == "system":
+            wording.text(instruction or "")
+        else:
+            wording.content(contents[part])
+    return wording
 
 
 _FORMATTED_EMBEDDING = re.compile(

@@ -58,8 +58,11 @@ class _ScoreHead:
 
     w: torch.Tensor
     bias: float
+    every_token: bool = False
 
-    def __call__(self, hidden: torch.Tensor, norm: RMSNorm) -> torch.Tensor:
+    def __call__(
+        self, hidden: torch.Tensor, cu_seqlens: torch.Tensor, norm: RMSNorm
+    ) -> torch.Tensor:
         """Score and logit of each sequence, float32 [B, 2]."""
         rows = torch.arange(len(hidden), dtype=torch.int32, device=hidden.device)
         return torch.stack(
@@ -306,8 +309,13 @@ def explain(
 
 def prompt_encoder(checkpoint: Checkpoint) -> PromptEncoder:
     """What makes prompts of pairs, for a checkpoint.  Reads its tokenizer, not its weights."""
+    if checkpoint.modules.task == "embed":
+        raise CheckpointError(
+            f"{checkpoint.path} is published for embedding: use Embedder, or pyrerank embed"
+        )
+    tokenizer = checkpoint.tokenizer()
     try:
-        return PromptEncoder(checkpoint.tokenizer(), checkpoint.family)
+        return PromptEncoder(tokenizer, checkpoint.family, checkpoint.modules)
     except ValueError as error:
         raise CheckpointError(f"{checkpoint.path}: {error}") from None
 

@@ -83,10 +83,11 @@ class VisionConfig:
         if not problems:
             config = cls(deepstack_visual_indexes=tuple(levels), **numbers)
             problems = list(config._unsupported(values, checkpoint.config))
-        problems += _other_pixels(checkpoint.preprocessor())
+        for file, settings in checkpoint.preprocessors().items():
+            problems += [f"{problem} in {file}" for problem in _other_pixels(settings)]
         if problems:
             raise CheckpointError(
-                f"{path}: pyrerank does not run this vision_config or preprocessor_config: "
+                f"{path}: pyrerank does not read pictures as this folder asks: "
                 f"{'; '.join(problems)}"
             )
         return config
@@ -119,9 +120,13 @@ class VisionConfig:
 
 
 def _other_pixels(preprocessor: Mapping[str, Any]) -> Iterator[str]:
-    """What of ``preprocessor_config.json`` is not what `patches` does; its sizes do not count, the
-    published scripts have others."""
+    """What a preprocessor's settings ask of pixels that `patches` does not do; limits of sizes do
+    not count, the published scripts have others."""
     fixed = {
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "resample": 3,  # bicubic
         "image_mean": [0.5] * CHANNELS,
         "image_std": [0.5] * CHANNELS,
         "patch_size": PATCH,
@@ -129,8 +134,8 @@ def _other_pixels(preprocessor: Mapping[str, Any]) -> Iterator[str]:
         "merge_size": MERGE,
     }
     for key, want in fixed.items():
-        got = preprocessor.get(key, want)
-        if got != want:
+        got = preprocessor.get(key)
+        if got not in (None, want):
             yield f"{key} must be {want!r}, got {got!r}"
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from pyrerank import CheckpointError, Reranker
 from pyrerank.checkpoint import Checkpoint, open_checkpoint
 from pyrerank.model import Decoder
+from pyrerank.modules import Modules
 from pyrerank.weights import TensorFile
 
 
@@ -99,7 +100,7 @@ class TestLoading:
         size = stored["model.a.weight"].nbytes
         shapes = {name.removeprefix("model."): tensor.shape for name, tensor in stored.items()}
         checkpoint = Checkpoint(
-            *(tmp_path, "Qwen3ForCausalLM", "qwen3", False, True, None, {}),
+            *(tmp_path, "Qwen3ForCausalLM", "qwen3", False, True, None, {}, Modules()),
             tensors=dict.fromkeys(stored, TensorFile(file)),
         )
         read = checkpoint.decoder_weights(shapes, dtype=torch.int32)

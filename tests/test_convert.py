@@ -197,9 +197,6 @@ class TestRefused:
         strip_prefix(embedder)
         with pytest.raises(CheckpointError, match="only a reranker has a score to convert"):
             convert(embedder, tmp_path / "target")
-        (embedder / "1_Pooling").mkdir()
-        with pytest.raises(CheckpointError, match="only a reranker has a score to convert"):
-            convert(embedder, tmp_path / "target")
         with pytest.raises(CheckpointError, match=r"has no config\.json"):
             convert(tmp_path, tmp_path / "target")
         assert [path.name for path in tmp_path.iterdir()] == ["embedder"]
