@@ -348,9 +348,10 @@ def _optional(file: Path) -> dict[str, Any]:
 
 
 def _only(file: Path, config: Mapping[str, Any], read: set[str], where: str = "") -> None:
-    """Refuses keys that are set and not read."""
+    """Refuses keys that are set and not read.  ``where`` is what stands before keys that are
+    arguments, of which False asks for something, too."""
     for key in sorted(config.keys() - read):
-        if config[key] not in OFF:
+        if config[key] not in OFF or (where and config[key] is False):
             raise CheckpointError(
                 f"{file} sets {where}{key} to {config[key]!r}, which pyrerank does not follow"
             )
