@@ -107,8 +107,8 @@ class Layer:
         file = TensorFile(dense.file)
         if file.shapes != wanted or dense.inputs != inputs:
             raise CheckpointError(
-                f"{dense.file} holds {file.shapes}, its config.json asks for {wanted}, and it is given "
-                f"{inputs} numbers; save the model again"
+                f"{dense.file} holds {file.shapes}, its config.json asks for {wanted}, and it is "
+                f"given {inputs} numbers; save the model again"
             )
         tensors = {name: file.tensor(name).clone().float().to(device) for name in wanted}
         file.check()

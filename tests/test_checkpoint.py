@@ -209,6 +209,7 @@ class TestDamage:
     def test_tokenizer_of_another_family(self, model):
         from tokenizers import Tokenizer, models
 
+        (model / "tokenizer_config.json").unlink()
         Tokenizer(models.BPE(vocab={"yes": 0}, merges=[])).save(str(model / "tokenizer.json"))
         self.refused(model, "the tokenizer has no token")
 
