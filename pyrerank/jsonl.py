@@ -215,10 +215,12 @@ def _outcomes(task: ScoreTask | EmbedTask, inputs: list[Any]) -> dict[Any, Any]:
     except (OutOfMemory, MemoryError) as error:
         if len(inputs) == 1:
             return {inputs[0]: str(error) or "there is too little memory for it"}
-    apart: dict[Any, Any] = {}  # so that one that is too large stops no other
-    for one in inputs:
-        apart |= _outcomes(task, [one])
-    return apart
+        apart: dict[Any, Any] = {}  # so that one that is too large stops no other
+        for one in inputs:
+            apart |= _outcomes(task, [one])
+        if all(isinstance(outcome, str) for outcome in apart.values()):
+            raise  # it is no fault of theirs
+        return apart
 
 
 def _read(
