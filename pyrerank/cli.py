@@ -276,6 +276,9 @@ def _settings(
 
 
 def _open_output(path: Path, resume: bool) -> BinaryIO:
+    from pyrerank.journal import path_beside
+
+    path_beside(path)  # before anything is written
     try:
         return open(path, "r+b" if resume and path.exists() else "x+b")
     except FileExistsError:

@@ -64,7 +64,7 @@ class Journal:
         self._output = output
         # chunks to come whose results are there, each with where it ends in the journal
         self._kept: deque[tuple[Entry, int]] = deque()
-        file = path.with_name(path.name + ".resume")
+        file = path_beside(path)
         if not output.seek(0, os.SEEK_END):
             self._file = file.open("w+b")
             self._write(settings)
@@ -174,6 +174,14 @@ class Journal:
     def _write(self, value: Mapping[str, Any]) -> None:
         self._file.write(_dump(value))
         self._file.flush()
+
+
+def path_beside(output: Path) -> Path:
+    """The path of an output's journal.  Raises ValueError if what is there is none."""
+    path = output.with_name(output.name + ".resume")
+    if path.exists() and not (path.is_file() and path.read_bytes()[:1] in (b"", b"{")):
+        raise ValueError(f"{path} is in the way, and not of pyrerank; name another output file")
+    return path
 
 
 def digest_of(data: bytes) -> str:

@@ -216,8 +216,10 @@ class TestRefused:
             save_file(*args)
             signal.raise_signal(signal.SIGINT)
 
+        source = checkpoint(KINDS[0])
+        capsys.readouterr()  # of what wrote it
         monkeypatch.setattr(conversion, "save_file", interrupted)
-        assert main(["convert", str(checkpoint(KINDS[0])), str(tmp_path / "target")]) == 130
+        assert main(["convert", str(source), str(tmp_path / "target")]) == 130
         assert capsys.readouterr().err == "pyrerank: interrupted\n"
         assert not any(tmp_path.iterdir())
 

@@ -60,6 +60,13 @@ def test_a_picture_for_a_model_of_texts(random_reranker, capsys):
     assert not Path("x").exists()
 
 
+def test_another_file_in_place_of_the_journal_is_left_alone(capsys):
+    Path("x.resume").write_text("precious")
+    assert main(["score", "--model", "demo", "--query", "q", "--input", "in", "--output", "x"]) == 2
+    assert "x.resume is in the way, and not of pyrerank" in capsys.readouterr().err
+    assert not Path("x").exists() and Path("x.resume").read_text() == "precious"
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
