@@ -9,19 +9,25 @@ from __future__ import annotations
 
 import http.client
 import ipaddress
+import math
+import numbers
+import re
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
+
+from pyrerank.checks import check_flag, check_int
 
 # All of IPv6 that is given out to networks; older Pythons call much of the rest global, too.
 GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 # RFC 6052: an IPv4 address behind a translator, which may translate to a private one
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 REDIRECTS = (301, 302, 303, 307, 308)
+HOST = re.compile(r"[^\s:/?#@*\[\]]+|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*(%\w+)?")  # or an IPv6 address
 LONGEST = 200  # characters in a message that somebody else wrote
 
 
@@ -33,8 +39,8 @@ class Fetcher:
         max_bytes: the most that a body may have.
         seconds: the most that one fetch may take with all its redirects, name resolution aside.
         redirects: the most redirects that are followed.
-        hosts: the only host names that may be asked, of redirects too, whatever the port; None:
-            any.
+        hosts: the only host names that may be asked, of redirects too, whatever the port, without
+            scheme or brackets; None: any.
         private: whether addresses that are not public (private, loopback, link-local, ...) are
             allowed.
 
@@ -42,18 +48,26 @@ class Fetcher:
         ValueError: when called: any of these limits met; another scheme; a status other than 200;
             a body that is incomplete or compressed; an error of the network.  Messages show no
             query string.
-        TypeError: when made: ``hosts`` is one str.
+            When made: a number that is out of range, or no number; a host that is no host name.
+        TypeError: when made: ``hosts`` is not a list of str, or ``private`` no bool.
     """
 
     max_bytes: int = 32 * 2**20
     seconds: float = 20.0
     redirects: int = 3
-    hosts: Collection[str] | None = None
+    hosts: Iterable[str] | None = None
     private: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.hosts, str):
-            raise TypeError(f"hosts must be a list of host names, got the str {self.hosts!r}")
+        for name, least in ("max_bytes", 1), ("redirects", 0):
+            number = check_int(name, getattr(self, name), f"an int from {least} up", least)
+            object.__setattr__(self, name, number)
+        is_number = isinstance(self.seconds, numbers.Real) and not isinstance(self.seconds, bool)
+        if not (is_number and 0 < self.seconds < math.inf):
+            raise ValueError(f"seconds must be a number above 0, got {self.seconds!r}")
+        check_flag("private", self.private)
+        if self.hosts is not None:
+            object.__setattr__(self, "hosts", _host_names(self.hosts))
 
     def __call__(self, url: str) -> bytes:
         deadline = time.monotonic() + self.seconds
@@ -84,7 +98,7 @@ class Fetcher:
             raise ValueError(f"not an http(s) URL with a host (its scheme: {parts.scheme!r})")
         if "@" in parts.netloc:
             raise ValueError("a URL with a user name or password in it is not fetched")
-        if self.hosts is not None and host not in {allowed.lower() for allowed in self.hosts}:
+        if self.hosts is not None and host not in self.hosts:
             raise ValueError(f"the host {host!r} is not one of the allowed hosts")
         return parts._replace(
             path=quote(parts.path or "/", safe="/%:@!$&'()*+,;=~"),
@@ -158,7 +172,27 @@ class Fetcher:
             except OSError as failed:
                 connected.close()
                 error = failed
+            except BaseException:  # such as a ValueError: no certificate can be for that name
+                connected.close()
+                raise
         raise error
+
+
+def _host_names(hosts: object) -> frozenset[str]:
+    """The hosts in lower case.  Raises TypeError or ValueError where one could never be asked."""
+    wanted = "hosts must be a list of host names"
+    if isinstance(hosts, (str, bytes)) or not isinstance(hosts, Iterable):
+        raise TypeError(f"{wanted}, got the {type(hosts).__name__} {hosts!r}")
+    listed = list(hosts)
+    for host in listed:
+        if not isinstance(host, str):
+            raise TypeError(f"{wanted}, got {host!r} among them")
+        if not HOST.fullmatch(host):
+            raise ValueError(
+                f"hosts: {host!r} is no host name; give one without scheme, port, path, brackets "
+                "and wildcards"
+            )
+    return frozenset(host.lower() for host in listed)
 
 
 def _is_public(address: str) -> bool:

@@ -264,7 +264,7 @@ class Encoder(Generic[Item]):
         return Prompt(ids, excess, tuple(visuals), tuple(spans))
 
     def _read(self, name: str, value: object, reader: Reader | None) -> Content:
-        content = (reader or Reader()).read(value, name)
+        content = (reader or Reader()).read(value, name, vision=self.family == "qwen3-vl")
         if content.text is not None:
             check_text(name, content.text)
         if self.family == "qwen3" and content.visuals:

@@ -5,16 +5,25 @@ Knows the forms in which people pass them; `pyrerank.pictures` and `pyrerank.vid
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType
 from typing import Any, TypeVar
 
-from pyrerank.pictures import Image, Media, is_picture, read_image, shown
+from pyrerank.pictures import Image, Media, is_picture, kind_of_name, read_image, shown
 from pyrerank.video import Video, read_video
 
 KINDS = ("text", "image_url", "image", "video_url", "video")  # of parts
+# The details of OpenAI's image_url that ask for what is done anyway: the published sizes.
+DETAILS = ("auto", "high")
+# A whole data: URI of a picture or a video.  Base64 may be broken into lines; markup (SVG) and the
+# start of a URI without its data count, too.
+DATA_URI = re.compile(
+    r"\s*data:(image|video)/[^\s,]*"
+    r"(?:;base64,[A-Za-z0-9+/=%_\-\r\n\t]*+|,(?:<|%3C).*+|,\S*+|)\s*",
+    re.IGNORECASE | re.DOTALL,
+)
 
 __all__ = ["Content", "Image", "Media", "Reader", "Video", "is_parts"]
 
@@ -43,7 +52,8 @@ class Reader:
 
     A content: a str, the text; or a dict with "text", "image" and "video", each one value, a list
         of values, or None; or a list of OpenAI's parts: {"type": "text", "text": ...}, "image_url"
-        and "video_url" with {"url": ...}, "image" and "video" with any form below.
+        and "video_url" with {"url": ...}, "image" and "video" with any form below. A dict whose
+        values are all None has no part, which a prompt shows as the text NULL.
     An image: a path, a data:, file: or http(s) URI (str), a Path, bytes, a PIL.Image, or a numpy
         array uint8 [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (grey, RGB, RGBA).
     A video: the same but for PIL and numpy, as a file of any format that PyAV decodes; or a list
@@ -61,17 +71,22 @@ class Reader:
         # what was read, by how it was given; the values are kept so that no other gets their id
         self._read: dict[object, tuple[object, Any]] = {}
 
-    def read(self, value: object, name: str) -> Content:
+    def read(self, value: object, name: str, vision: bool = False) -> Content:
         """Reads a content; ``name`` (``documents[3]``, ``line 7``) is for the messages.
+
+        ``vision`` says that the model sees pictures: then a str that is nothing but the path or URI
+        of a picture or a video is refused, as a data: URI of one always is, and not read as text.
 
         Raises:
             TypeError: a value of another type.
-            ValueError: an unknown key or kind of part; a file or URL that cannot be read or
-                decoded, an empty, oversized or extremely narrow picture, frames of different sizes;
-                a URL without ``media.fetch``. (Text is not checked for lone surrogates.)
+            ValueError: an unknown key or kind of part; an empty list or dict, and no other part; a
+                str that is or names a picture; a file or URL that cannot be read or decoded, an
+                empty, oversized or extremely narrow picture, frames of different sizes; a URL
+                without ``media.fetch``. (Text is not checked for lone surrogates.)
             ImportError: a video file, and PyAV is not installed.
         """
         if isinstance(value, str):
+            _check_is_text(value, name, vision, self._media.files)
             return Content(text=value)
         if isinstance(value, dict):
             parts = _dict_parts(value, name)
@@ -81,6 +96,11 @@ class Reader:
             raise TypeError(
                 f"{name} must be a str, a dict with 'text', 'image' or 'video', or a list of "
                 f"parts, got {type(value).__name__}; wrap a picture: {{'image': ...}}"
+            )
+        if not parts and not (isinstance(value, dict) and value and _all_none(value)):
+            raise ValueError(
+                f"{name} is {shown(value)}, a content without any part; give a text, an image or a "
+                "video, or leave it out"
             )
         texts, images, videos = [], [], []
         for kind, part, where in parts:
@@ -108,6 +128,26 @@ def is_parts(value: object) -> bool:
     """Whether a list is one content, in OpenAI's parts, and not a list of contents."""
     return isinstance(value, (list, tuple)) and any(
         isinstance(part, dict) and "type" in part for part in value
+    )
+
+
+def _all_none(value: dict[Any, Any]) -> bool:
+    return all(given is None for given in value.values())
+
+
+def _check_is_text(value: str, name: str, vision: bool, files: bool) -> None:
+    """Raises ValueError for a str that is a picture or a video, or only names one."""
+    found = DATA_URI.fullmatch(value)
+    if found:
+        kind, what = found[1].lower(), "a data: URI"
+    elif vision and (named := kind_of_name(value.strip(), files)):
+        kind, what = named, "a path or URI"
+    else:
+        return
+    raise ValueError(
+        f"{name} is {what} of {'an image' if kind == 'image' else 'a video'} as a bare string, "
+        f"which would be read as text: {shown(value)}; give {{'{kind}': ...}}, or {{'text': ...}} "
+        "if its characters are meant"
     )
 
 
@@ -142,10 +182,12 @@ def _part(part: object, name: str) -> Part:
     value = part[kind]
     if kind.endswith("_url"):
         if isinstance(value, dict):
-            _check_keys(value, {"url", "detail"}, name)  # a hint to OpenAI's own models
-            if not isinstance(value.get("detail"), (str, NoneType)):
-                raise TypeError(
-                    f"{name}: 'detail' must be str, got {type(value['detail']).__name__}"
+            _check_keys(value, {"url", "detail"}, name)
+            detail = value.get("detail")
+            if detail is not None and not (isinstance(detail, str) and detail in DETAILS):
+                raise ValueError(
+                    f"{name}: 'detail' must be 'auto' or 'high', got {shown(detail)}; the sizes of "
+                    "pictures are those of pyrerank.Media"
                 )
             value = value.get("url")
         if not isinstance(value, str):

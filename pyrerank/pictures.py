@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 from numpy.typing import NDArray
+
+from pyrerank.checks import check_flag, check_int
 
 Pixels = NDArray[np.uint8]
 Fetch = Callable[[str], bytes]
@@ -46,6 +49,18 @@ def _always() -> bool:
     return True  # a function with a name, because a lambda cannot be pickled
 
 
+# How a str begins that is a path or a URI, and what follows: /, ./, ../, ~/, C:\\, https:, ...
+PATH_OR_URI = re.compile(
+    r"(?:\.{0,2}[/\\]|~[^/\\\s]*[/\\]|[a-z]:\\|[a-z][a-z0-9+.-]*:/|file:)\S*", re.IGNORECASE
+)
+VIDEO_SUFFIXES = (
+    *(".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".f4v"),
+    *(".3gp", ".3g2", ".ogv", ".m2ts", ".mxf", ".vob"),
+)
+# of pictures that are not read, or not by every Pillow
+OTHER_SUFFIXES = (".svg", ".heic", ".heif", ".jxl", ".avif")
+
+
 @dataclass(frozen=True)
 class Media:
     """How the pictures of a call are read.
@@ -64,6 +79,7 @@ class Media:
 
     Raises:
         ValueError: a limit outside what is described here.
+        TypeError: ``files`` is no bool, or ``fetch`` or ``wanted`` no function.
     """
 
     max_image_tokens: int = MAX_IMAGE_TOKENS
@@ -73,13 +89,22 @@ class Media:
     wanted: Callable[[], bool] = field(default=_always, repr=False)
 
     def __post_init__(self) -> None:
-        tokens, frames = self.max_image_tokens, self.max_video_frames
-        if not isinstance(tokens, int) or tokens < MIN_IMAGE_TOKENS:
-            raise ValueError(
-                f"max_image_tokens must be an int from {MIN_IMAGE_TOKENS} up, got {tokens!r}"
+        wanted = f"an int from {MIN_IMAGE_TOKENS} up"
+        tokens = check_int("max_image_tokens", self.max_image_tokens, wanted, MIN_IMAGE_TOKENS)
+        wanted = "an even int from 2 up"
+        frames = check_int("max_video_frames", self.max_video_frames, wanted, 2)
+        if frames % 2:
+            raise ValueError(f"max_video_frames must be {wanted}, got {frames}")
+        object.__setattr__(self, "max_image_tokens", tokens)  # of whatever integer type they were
+        object.__setattr__(self, "max_video_frames", frames)
+        check_flag("files", self.files)
+        if self.fetch is not None and not callable(self.fetch):
+            raise TypeError(
+                "fetch must be a function from a URL to bytes, such as pyrerank.Fetcher(), or "
+                f"None, got {self.fetch!r}"
             )
-        if not isinstance(frames, int) or frames < 2 or frames % 2:
-            raise ValueError(f"max_video_frames must be an even int from 2 up, got {frames!r}")
+        if not callable(self.wanted):
+            raise TypeError(f"wanted must be a function, got {self.wanted!r}")
 
     def check_wanted(self, name: str) -> None:
         """Raises ValueError where nobody wants pictures any longer."""
@@ -277,6 +302,24 @@ def is_picture(value: object) -> bool:
     return not isinstance(value, (list, tuple))
 
 
+def kind_of_name(value: str, files: bool) -> str | None:
+    """ "image" or "video" where a str is nothing but the path or URI of one, else None.
+
+    It is one where it begins as only paths and URIs do, has no whitespace, and ends, before any
+    query, as names of pictures or videos do; with ``files`` also where such a file exists.
+    """
+    absolute = PATH_OR_URI.fullmatch(value) is not None
+    name = re.split("[?#]", value, maxsplit=1)[0] if absolute else value
+    suffix = os.path.splitext(name)[1].lower()
+    kind = "video" if suffix in VIDEO_SUFFIXES else "image" if _of_picture(suffix) else None
+    return kind if absolute or (files and kind and os.path.isfile(value)) else None
+
+
+def _of_picture(suffix: str) -> bool:
+    known = PIL.Image.registered_extensions().get(suffix) in FORMATS
+    return known or suffix in OTHER_SUFFIXES
+
+
 def open_source(value: object, name: str, media: Media) -> BinaryIO | None:
     """The encoded file that ``value`` holds or names; None where it is not of such a type."""
     if isinstance(value, (bytes, bytearray, memoryview)):
@@ -327,9 +370,12 @@ def _fetched(url: str, name: str, fetch: Fetch | None) -> bytes:
             "on: media=pyrerank.Media(fetch=pyrerank.Fetcher()), on the command line --fetch"
         )
     try:
-        return fetch(url)
+        body = fetch(url)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+    if not isinstance(body, (bytes, bytearray, memoryview)):
+        raise TypeError(f"{name}: fetch must give bytes, and gave {type(body).__name__}")
+    return bytes(body)
 
 
 def shown(value: object) -> str:

@@ -288,6 +288,22 @@ def test_which_addresses_are_public() -> None:
     assert [address for address in public + private if fetch._is_public(address)] == public
 
 
+def test_a_connection_is_closed_whatever_goes_wrong(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a name such as ".a.test", ssl raises ValueError, which is no OSError."""
+    wrapped = []
+
+    def refuse(_: object, connected: socket.socket, **__: object) -> None:
+        wrapped.append(connected)
+        raise ValueError("server_hostname cannot start with a leading dot")
+
+    monkeypatch.setattr(ssl.SSLContext, "wrap_socket", refuse)
+    with pytest.raises(ValueError, match="cannot start with a leading dot"):
+        LOCAL(server.url.replace("http:", "https:"))
+    assert [connected.fileno() for connected in wrapped] == [-1]
+
+
 def test_a_refused_connection(server: Server) -> None:
     server.close()
     with pytest.raises(ValueError, match=r"cannot be fetched: .*refused"):

@@ -340,6 +340,10 @@ class Maker:
                 value[kind] = None
             found += [made.meaning for made in several]
         bad = None in videos + images + texts
+        if not videos + images + texts:  # fields without a value are NULL, empty ones a mistake
+            bad = not value or any(given is not None for given in value.values())
+            if bad and self.rng.random() < 0.9:
+                return self.dict()
         if self.breaks():
             value[self.rng.choice(["images", "type", 3, None, b"text"])] = "a"
             bad = True
@@ -349,7 +353,7 @@ class Maker:
         parts: list[object] = []
         found: dict[str, list[Any]] = {"text": [], "image": [], "video": []}
         bad = False
-        for _ in range(self.rng.choice([0, 1, 1, 2, 3, 4])):
+        for _ in range(self.rng.choice([0] + [1, 1, 2, 3, 4] * 4)):
             if self.breaks():
                 parts.append(self.one(*NO_PART))
                 bad = True
@@ -358,13 +362,14 @@ class Maker:
             if kind == "image_url":
                 number, url = self.rng.randrange(3), None
                 url = self.one(lambda n=number: URL.format(n), lambda n=number: data_uri(PNGS[n]))
-                forms = [url, {"url": url}, {"url": url, "detail": "low"}]
+                forms = [url, {"url": url}, {"url": url, "detail": "auto"}]
                 made = Made(self.rng.choice(forms), (number,))
             else:
                 made = {"text": self.text, "image": self.image, "video": self.video}[kind]()
             parts.append({"type": kind, kind: made.value})
             found[kind.removesuffix("_url")].append(made.meaning)
             bad |= made.meaning is None
+        bad |= not parts
         whole = meaning(found["video"], found["image"], found["text"]) if not bad else None
         return Made(self.rng.choice([list, tuple])(parts), whole)
 

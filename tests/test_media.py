@@ -148,11 +148,10 @@ def test_contents() -> None:
     cases = [
         ("", Content(text="")),
         ("cat.jpg", Content(text="cat.jpg")),
-        ({}, Content()),
-        ([], Content()),
         ({"text": None, "image": None, "video": None}, Content()),
-        ({"text": [], "image": [], "video": []}, Content()),
+        ({"image": None}, Content()),
         ({"text": ""}, Content(text="")),
+        ({"text": "a", "image": [], "video": None}, Content(text="a")),
         ({"text": ["a", "", " b"]}, Content(text="a b")),
         ({"text": "a", "image": CAT}, Content(images=(cat,), text="a")),
         ({"image": (CAT, PAGE)}, Content(images=(cat, page))),
@@ -160,7 +159,7 @@ def test_contents() -> None:
         (
             [
                 {"type": "text", "text": "a"},
-                {"type": "image_url", "image_url": {"url": url, "detail": "low"}},
+                {"type": "image_url", "image_url": {"url": url, "detail": "high"}},
                 {"type": "image_url", "image_url": url},
                 {"type": "image", "image": CAT},
             ],
@@ -306,11 +305,20 @@ def numbers(*shape: int, dtype: type = np.uint8) -> np.ndarray:
     return np.zeros(shape, dtype)
 
 
+def picture_url(detail: object) -> dict[str, object]:
+    return {"type": "image_url", "image_url": {"url": "data:,", "detail": detail}}
+
+
 PART = "documents[7], part[0]"
 MALFORMED: list[tuple[object, type[Exception], str]] = [
     (None, TypeError, "documents[7] must be a str, a dict"),
     (3.5, TypeError, "got float"),
     (numbers(8, 8, 3), TypeError, "got ndarray"),
+    ({}, ValueError, "documents[7] is {}, a content without any part"),
+    ([], ValueError, "documents[7] is [], a content without any part"),
+    ((), ValueError, "documents[7] is (), a content without any part"),
+    ({"image": []}, ValueError, "documents[7] is {'image': []}, a content without any part"),
+    ({"text": (), "image": None}, ValueError, "a content without any part"),
     ({"img": "cat.jpg"}, ValueError, "unknown key 'img'"),
     ({"type": "text", "text": "a"}, ValueError, "wrap parts in a list"),
     ({"text": 3}, TypeError, "documents[7], text must be str, got int"),
@@ -323,6 +331,9 @@ MALFORMED: list[tuple[object, type[Exception], str]] = [
     ([{"type": "image", "image": CAT, "max_pixels": 9}], ValueError, "unknown key 'max_pixels'"),
     ([{"type": "image_url", "image_url": {}}], TypeError, "the URL must be str, got NoneType"),
     ([{"type": "image_url", "image_url": b"x"}], TypeError, "the URL must be str, got bytes"),
+    ([picture_url("low")], ValueError, PART + ": 'detail' must be 'auto' or 'high', got 'low'"),
+    ([picture_url(1)], ValueError, PART + ": 'detail' must be 'auto' or 'high', got 1"),
+    ([picture_url("\ud800")], ValueError, "got '\\ud800'"),
     ({"image": 5}, TypeError, "documents[7], image must be a path"),
     ({"image": [CAT, None]}, TypeError, "documents[7], image[1] must be a path"),
     ({"image": {"url": "x"}}, TypeError, "got dict"),

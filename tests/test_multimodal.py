@@ -55,7 +55,7 @@ def data_uri(path: Path) -> str:
 # What a caller passes, and the parts that the published scripts make of it, in their order.
 CONTENTS: dict[str, tuple[object, Content]] = {
     "text": ("A cup of espresso, 一杯咖啡", "A cup of espresso, 一杯咖啡"),
-    "no part": ({}, []),
+    "no part": ({"text": None, "image": None}, []),
     "empty text": ("", ""),
     "image": ({"image": CAT}, [opened(CAT)]),
     "page": ({"image": str(PAGE)}, [opened(PAGE)]),
@@ -133,6 +133,8 @@ def mixed(draw) -> tuple[object, Content]:
     if draw(st.booleans()):
         return "".join(texts), "".join(texts)
     videos, images = (draw(st.lists(kind, max_size=2)) for kind in (FRAMES, PICTURE))
+    if not videos + images + texts:
+        return {"text": None}, []
     given = draw(st.permutations([("video", videos), ("image", images), ("text", texts)]))
     return dict(given), [*map(Clip.of_pictures, videos), *images, *texts]
 

@@ -314,12 +314,12 @@ class TestPictures:
 
     def test_what_no_answer_can_hold_comes_back_as_a_question_mark(self, vision):
         odd = picture().replace("png", "\ud800")
-        part = {"type": "image_url", "image_url": {"url": odd, "detail": "\ud800"}}
+        part = {"type": "image_url", "image_url": {"url": odd}}
         body = json.dumps({"query": "a", "documents": [{"content": [part]}]})
         response = vision.ask("POST", "/rerank", content=body, headers=JSON)
         assert response.status_code == 200
         [back] = response.json()["results"][0]["document"]["multi_modal"]
-        assert back["image_url"] == {"url": "data:image/?;base64", "detail": "?"}
+        assert back["image_url"] == {"url": "data:image/?;base64"}
 
     def test_pictures_for_a_model_that_reads_text(self, text):
         response = text.post("/rerank", {"query": QUERY, "documents": [{"image": picture()}]})
@@ -430,6 +430,12 @@ class TestErrors:
             ({"query": None}, "query"),
             ({"documents": ["a", None]}, "documents[1]"),
             ({"documents": ["a", {}]}, "documents[1]"),
+            ({"documents": ["a", {"content": []}]}, "documents[1]"),
+            ({"documents": ["a", {"content": {}}]}, "documents[1]"),
+            ({"documents": ["a", {"text": []}]}, "documents[1]"),
+            ({"documents": ["a", {"content": "b", "text": "c"}]}, "documents[1]"),
+            ({"documents": ["a", "data:image/png;base64,AAAA"]}, "documents[1]"),
+            ({"query": {"content": []}}, "query"),
             ({"documents": ["a", {"title": "b"}]}, "documents[1]"),
             ({"documents": ["a", {"type": "text", "text": "b"}]}, "documents[1]"),
             ({"documents": ["a", {"content": [{"type": "audio"}]}]}, "documents[1]"),

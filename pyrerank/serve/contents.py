@@ -13,10 +13,16 @@ from pyrerank.serve.wire import RerankDocument
 
 def content(value: Any) -> Any:
     """A content for `Reader`: of an object, what is under ``content``, or its text and pictures;
-    other fields of it are the caller's own.  Raises ValueError where it has none of these."""
+    other fields of it are the caller's own.  Raises ValueError where it has none of these, or both
+    a content and one of the others."""
     if not isinstance(value, dict) or "type" in value:
         return value
-    return value["content"] if "content" in value else content_of(value)
+    if "content" not in value:
+        return content_of(value)
+    for kind in ("text", "image", "video"):
+        if kind in value:
+            raise ValueError(f"an object has either 'content' or {kind!r}, and this one has both")
+    return value["content"]
 
 
 def several(value: Any) -> list[Any]:
