@@ -17,7 +17,7 @@ import torch
 from tokenizers import Tokenizer, normalizers
 
 from pyrerank.errors import CheckpointError
-from pyrerank.find import find_folder, read_json, refuse_pointer
+from pyrerank.find import find_folder, read_json, refuse_pointer, weight_files
 from pyrerank.modules import Modules, check_config
 from pyrerank.weights import TensorFile, listed, open_weights
 
@@ -306,7 +306,7 @@ def open_checkpoint(model: str | os.PathLike[str] | Checkpoint) -> Checkpoint:
             f"{path}: config.json is of {', '.join(map(str, names)) or 'no architecture'} "
             f"(model_type {config.get('model_type')!r}); pyrerank runs {', '.join(ARCHITECTURES)}"
         )
-    if (path / "adapter_config.json").is_file():
+    if (path / "adapter_config.json").is_file() and weight_files(path):
         raise CheckpointError(
             f"{path} has an adapter beside its weights, which transformers adds to them: move "
             "adapter_config.json and adapter_model.safetensors to a folder of their own, and merge "
