@@ -29,6 +29,7 @@ from tqdm import tqdm
 from pyrerank.checkpoint import ARCHITECTURES, Checkpoint, open_checkpoint
 from pyrerank.embedder import Embedder
 from pyrerank.errors import CheckpointError
+from pyrerank.find import read_json
 from pyrerank.lora import merge
 from pyrerank.reranker import Reranker, prompt_encoder
 
@@ -119,7 +120,11 @@ def convert(
         raise CheckpointError(
             f"{base.path} is a one-label classifier already ({base.architecture}); load it as it is"
         )
-    checkpoint = base if merge_lora is None else merge(base, merge_lora)
+    checkpoint = base
+    if merge_lora is not None:
+        checkpoint = merge(base, merge_lora)
+        settings = read_json(Path(merge_lora).expanduser() / "adapter_config.json")
+        embedder |= settings.get("task_type") == "FEATURE_EXTRACTION" and not base.classifier
     kept = [name for name in base.tensors if embedder or name not in HEADS]
     dtype = torch.bfloat16 if base.tensors[kept[0]].dtypes[kept[0]] == "BF16" else torch.float32
     results, kind = (_vectors, "vectors") if embedder else (_logits, "logits")

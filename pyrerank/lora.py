@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ import torch
 from pyrerank.checkpoint import VISION, Checkpoint
 from pyrerank.errors import CheckpointError
 from pyrerank.find import read_json
+from pyrerank.journal import digest_of
+from pyrerank.modules import Modules
 from pyrerank.weights import TensorFile, listed
 
 PREFIX = "base_model.model."  # PEFT's wrapping of the model, before every name
@@ -121,6 +123,7 @@ def merge(base: Checkpoint, adapter: str | os.PathLike[str]) -> MergedCheckpoint
             )
     config = read_json(folder / "adapter_config.json")
     _refuse(folder, "adapter_config.json sets", _unmergeable(config))
+    _refuse(folder, f"its modules.json asks for other than {base.path}:", _modules(base, folder))
     file = TensorFile(folder / "adapter_model.safetensors")
     tensors = {name: file.tensor(name).clone() for name in file.shapes}
     file.check()
@@ -163,6 +166,29 @@ def _unmergeable(config: Mapping[str, Any]) -> list[str]:
         bad.append("init_lora_weights")
     bad += [key for key in ("r", "lora_alpha") if not isinstance(config.get(key), (int, float))]
     return [f"{key} to {config.get(key)!r}" for key in bad]
+
+
+def _modules(base: Checkpoint, folder: Path) -> list[str]:
+    """What sentence-transformers, which writes adapters with its other files, would do otherwise
+    than the files beside ``base`` say."""
+    if not (folder / "modules.json").is_file():
+        return []
+
+    def said(modules: Modules) -> dict[str, Any]:
+        steps = [step and replace(step, file=Path(digest_of(step.file.read_bytes())))
+                 for step in modules.steps]  # fmt: skip
+        return {**vars(modules), "steps": steps}
+
+    theirs, ours = said(Modules.read(folder)), said(base.modules)
+    problems = [
+        f"{key} {theirs[key]!r}, not {ours[key]!r}" for key in ours if theirs[key] != ours[key]
+    ]
+    if problems:
+        problems.append(
+            f"copy modules.json, and the files and folders that go with it, from {folder} into a "
+            "copy of that folder, and merge into that"
+        )
+    return problems
 
 
 def _of_base(base: Checkpoint, module: str) -> str:

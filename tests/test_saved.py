@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from checkpoints import write_random
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer, models
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -86,6 +87,13 @@ def scored(engine: Reranker) -> torch.Tensor:
     return torch.tensor([result.logit for result in engine.details("q", TEXTS)])
 
 
+def sentence_transformer(source: Path, mode: str) -> SentenceTransformer:
+    transformer = models.Transformer(str(source))
+    pooling = models.Pooling(96, pooling_mode=mode)
+    modules = [transformer, pooling, models.Normalize()]
+    return SentenceTransformer(modules=modules, device="cpu").float()
+
+
 class TestWithoutHead:
     @pytest.mark.parametrize("family", [TEXT, VL])
     def test_by_auto_model(self, bare, family):
@@ -105,19 +113,11 @@ class TestWithoutHead:
             Reranker(folder)
 
     def test_by_sentence_transformers(self, checkpoint, tmp_path):
-        from sentence_transformers import SentenceTransformer, models
-
-        transformer = models.Transformer(str(checkpoint(TEXT)))
-        size = transformer.get_word_embedding_dimension()
-        pooling = models.Pooling(size, pooling_mode="lasttoken")
-        model = SentenceTransformer(
-            modules=[transformer, pooling, models.Normalize()], device="cpu"
-        ).float()
+        model = sentence_transformer(checkpoint(TEXT), "lasttoken")
         model.save_pretrained(str(tmp_path / "model"))
         config = json.loads((tmp_path / "model/config.json").read_text())
         assert config["architectures"] == ["Qwen3Model"]
-        # the published tokenizer adds the last token by itself
-        want = model.encode([f"{text}<|endoftext|>" for text in TEXTS], convert_to_tensor=True)
+        want = model.encode(TEXTS, convert_to_tensor=True)
         same(Embedder(tmp_path / "model", dtype="float32").embed(TEXTS), want)
 
 
@@ -247,6 +247,39 @@ class TestAdaptersOfEmbedders:
             save_file(renamed, file)
             engine = Embedder(merge(base, tmp_path / "adapter"), dtype="float32")
             same(engine.embed(TEXTS), want)
+
+    def test_a_base_with_a_head_keeps_it(self, checkpoint, tmp_path):
+        """What the adapter is for decides, where the base could be either."""
+        source = checkpoint(TEXT)
+        model = adapted(
+            AutoModel.from_pretrained(source, dtype=torch.float32), TEXT,
+            task_type=TaskType.FEATURE_EXTRACTION,
+        )  # fmt: skip
+        model.save_pretrained(tmp_path / "adapter")
+        done = convert(source, tmp_path / "target", merge_lora=tmp_path / "adapter")
+        assert done.architecture == "Qwen3ForCausalLM" and "inputs" in done.compared
+        engine = Embedder(tmp_path / "target", dtype="float32")
+        same(engine.embed(TEXTS), vectors(model.merge_and_unload(), engine))
+
+    @pytest.mark.parametrize("mode", ["lasttoken", "mean"])
+    def test_saved_by_sentence_transformers(self, checkpoint, tmp_path, mode):
+        """Beside the adapter lie files that say what is done with the model's output."""
+        model = sentence_transformer(checkpoint(TEXT), "lasttoken")
+        model.save_pretrained(str(tmp_path / "base"))
+        model = sentence_transformer(tmp_path / "base", mode)
+        model[0].model = adapted(model[0].model, TEXT)
+        model.save_pretrained(str(tmp_path / "adapter"))
+        assert (tmp_path / "adapter/adapter_model.safetensors").is_file()
+        if mode == "mean":
+            with pytest.raises(CheckpointError, match=r"asks for other than .*: pooling 'mean'"):
+                convert(tmp_path / "base", tmp_path / "target", merge_lora=tmp_path / "adapter")
+            return
+        convert(tmp_path / "base", tmp_path / "target", merge_lora=tmp_path / "adapter")
+        want = model.encode(TEXTS, convert_to_tensor=True)
+        same(Embedder(tmp_path / "target", dtype="float32").embed(TEXTS), want)
+        again = SentenceTransformer(str(tmp_path / "target"), device="cpu").float()
+        got = again.encode(TEXTS, convert_to_tensor=True)
+        same(got, want)
 
     def test_the_folder_itself(self, checkpoint, tmp_path):
         model = AutoModel.from_pretrained(checkpoint(TEXT), dtype=torch.float32)
