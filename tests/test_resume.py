@@ -110,6 +110,5 @@ def test_a_checkpoint_is_known_by_what_is_in_it(model, tmp_path):
         seen.add(identity(open_checkpoint(copy)))
     assert len(seen) == 1 + len(list(tensors)[::7])
     save_file(tensors, file, metadata={"format": "pt"})
-    (copy / "1_Pooling").mkdir()
-    (copy / "1_Pooling/config.json").write_text("{}")
+    (copy / "generation_config.json").write_text('{"told": 1}')
     assert identity(open_checkpoint(copy)) not in seen
