@@ -30,8 +30,7 @@ from workloads import WORKLOADS, Job, Source, first
 
 from pyrerank import machine
 from pyrerank.checkpoint import Checkpoint, open_checkpoint
-from pyrerank.device import resolve
-from pyrerank.engine import cpu_multiplies_bfloat16
+from pyrerank.device import cpu_multiplies_bfloat16, resolve
 
 LIMITS = {"bfloat16": 0.03, "float32": 1e-4}  # of the difference between two engines' scores
 PEAK_SECONDS = 3.0

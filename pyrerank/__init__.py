@@ -1,6 +1,7 @@
 """pyrerank: relevance scores and embeddings from Qwen3 models, prefill only, with its own Ascend C
 kernels."""
 
+import sys
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
         EngineClosed,
         NonFiniteScore,
         OutOfMemory,
+        TruncationWarning,
     )
     from pyrerank.fetch import Fetcher
     from pyrerank.inputs import Explanation
@@ -35,12 +37,26 @@ __all__ = [
     "Ranked",
     "Reranker",
     "Score",
+    "TruncationWarning",
+    "close",
     "embed",
     "explain",
     "rank",
     "score",
 ]
 __version__ = version("pyrerank")
+
+
+def close() -> None:
+    """Lets go of what `score`, `rank` and `embed` have loaded; the next call loads again.
+
+    Waits for calls that run in other threads.  A `Reranker` or an `Embedder` stays loaded: it has a
+    ``close`` of its own.
+    """
+    for home in ("embedder", "reranker"):
+        module = sys.modules.get(f"pyrerank.{home}")
+        if module is not None:
+            module.LOADED.close()
 
 
 def __getattr__(name: str) -> Any:

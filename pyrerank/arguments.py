@@ -90,6 +90,14 @@ def parser() -> argparse.ArgumentParser:
     )
     loading.add_argument("--dtype", help="float32 or bfloat16 (default: what suits the device)")
 
+    prompts = argparse.ArgumentParser(add_help=False)
+    prompts.add_argument(
+        "--max-tokens",
+        type=int,
+        metavar="N",
+        help="cut prompts to N tokens (default: as the model was published)",
+    )
+
     pairs = argparse.ArgumentParser(add_help=False)
     pairs.add_argument("--query", metavar="TEXT", help="the query, where no line has its own")
     for kind in ("image", "video"):
@@ -102,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
     pairs.add_argument("texts", nargs="*", metavar="DOCUMENT", help="a document's text")
     pairs.add_argument("--documents", metavar="FILE", help="JSON lines with documents")
 
-    work = argparse.ArgumentParser(add_help=False, parents=[loading])
+    work = argparse.ArgumentParser(add_help=False, parents=[loading, prompts])
     work.add_argument("--input", metavar="FILE", help="JSON lines to work through; - is stdin")
     work.add_argument(
         "--output",
@@ -156,7 +164,9 @@ def parser() -> argparse.ArgumentParser:
     command("demo", "rank what ships with pyrerank, by a model that does", [demo], "")
     command("score", "score documents, in the order given", [common, pairs, work], scoring)
     command("rank", "sort documents by relevance", [common, pairs, work, top], scoring)
-    command("explain", "print the exact prompts and their token ids", [common, pairs], scoring)
+    command(
+        "explain", "print the exact prompts and their token ids", [common, prompts, pairs], scoring
+    )
     command("embed", "make vectors", [common, work, vectors], EMBEDDING + PICTURES)
     serving = [common, loading, arguments.parser()]
     command("serve", "answer requests over HTTP", serving, arguments.EXAMPLES)

@@ -89,14 +89,25 @@ class Checkpoint:
 
     @property
     def task(self) -> str | None:
-        """The only thing the folder is for: "score" or "embed"; None where it can do both."""
-        if self.classifier:
+        """The only thing the folder is for: "score" or "embed"; None where it can do both.
+
+        ``pyrerank_task`` in config.json says so of a checkpoint whose files do not tell.
+        """
+        if self.classifier or self.settings.get("pyrerank_task") == "score":
             return "score"
         if self.modules.task is not None:
             return self.modules.task
         headless = self.architecture.endswith("Model") or not self.root
         headless |= not self.tied and "lm_head.weight" not in self.tensors
         return "embed" if headless else None
+
+    @property
+    def max_positions(self) -> int:
+        """Most tokens of a prompt that the model was made for."""
+        text = self.settings.get("text_config", self.settings)
+        # where config.json does not say, transformers takes these
+        default = {"qwen3": 32768, "qwen3-vl": 128000}[self.family]
+        return int(text.get("max_position_embeddings", default))
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer stored beside the weights."""
@@ -334,11 +345,6 @@ def open_checkpoint(model: str | os.PathLike[str] | Checkpoint) -> Checkpoint:
         modules=Modules.read(path),
         tensors=tensors,
     )
-
-
-def model_key(model: str | os.PathLike[str]) -> str:
-    """A folder by its absolute path, which still means the same when the process has moved."""
-    return os.path.abspath(model) if os.path.isdir(model) else os.fspath(model)
 
 
 def _decoder_config(path: Path, family: str, text: Mapping[str, Any]) -> DecoderConfig:

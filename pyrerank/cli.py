@@ -93,7 +93,7 @@ def _explain(args: argparse.Namespace) -> int:
     _source(args, "texts", "documents")
     query, documents = _pairs(args)
     reader = Reader(_media(args))
-    encoder = prompt_encoder(open_checkpoint(args.model))
+    encoder = prompt_encoder(open_checkpoint(args.model), args.max_tokens)
     for i, document in enumerate(documents):
         # as `score` makes it, where --instruction is for documents that do not say
         pair = encoder.pair(f"documents[{i}]", query, document, None, reader, args.instruction)
@@ -157,6 +157,7 @@ def _embed(args: argparse.Namespace) -> int:
             args.model,
             dim=args.dim,
             normalize=not args.no_normalize,
+            max_tokens=args.max_tokens,
             device=args.device,
             dtype=args.dtype,
             graph=args.graph,
@@ -294,6 +295,7 @@ def _reranker(args: argparse.Namespace) -> Reranker:
         args.model,
         device=args.device,
         dtype=args.dtype,
+        max_tokens=args.max_tokens,
         instruction=args.instruction,
         graph=args.graph,
     )

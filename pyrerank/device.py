@@ -9,8 +9,10 @@ from types import ModuleType
 
 import torch
 
+from pyrerank.checks import warn
 from pyrerank.errors import DeviceError, EngineClosed
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # the process that made the first engine: itself and its threads, but none that is forked from it
 _owner: int | None = None
 
@@ -41,19 +43,30 @@ def resolve(device: str | torch.device | None) -> torch.device:
     """The device to run on, with its index.
 
     Args:
-        device: ``"cpu"``, ``"npu"``, ``"npu:1"``, ``"cuda"``, ``"cuda:1"``; None takes an NPU
-            where there is one, else a CUDA device, else the CPU.
+        device: ``"cpu"``, ``"npu"``, ``"npu:1"``, ``"cuda"``, ``"cuda:1"``, or the torch.device
+            of one; None takes an NPU where there is one, else a CUDA device, else the CPU.  Where
+            torch_npu is installed and cannot be used, a warning says why.
 
     Raises:
-        ValueError: anything else.
+        ValueError: another device.
+        TypeError: another type.
         DeviceError: no such device here, or no torch_npu that fits this torch.
     """
     if device is None:
-        if _installed("torch_npu") and _torch_npu().device_count():
+        if _npus():
             return torch.device("npu", 0)
         return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    if not isinstance(device, (str, torch.device)):
+        raise TypeError(
+            f"device must be a str, a torch.device or None, got {type(device).__name__}; "
+            "such as 'cuda:0'"
+        )
     kind, _, index = str(device).partition(":")
-    if kind not in ("cpu", "npu", "cuda") or not (index.isdecimal() or str(device) == kind):
+    if (
+        kind not in ("cpu", "npu", "cuda")
+        or not (index.isdecimal() or str(device) == kind)
+        or (kind == "cpu" and index.strip("0"))
+    ):
         raise ValueError(
             f"device must be 'cpu', 'npu', 'npu:N', 'cuda' or 'cuda:N', got {str(device)!r}"
         )
@@ -73,10 +86,43 @@ def resolve(device: str | torch.device | None) -> torch.device:
     return torch.device(kind, int(index or 0))
 
 
+def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """The dtype to run in on ``device``: as given, or bfloat16 where that is multiplied natively.
+
+    Raises:
+        ValueError: neither float32 nor bfloat16, as a str or a torch.dtype.
+    """
+    if dtype is None:
+        native = device.type != "cpu" or cpu_multiplies_bfloat16()
+        return torch.bfloat16 if native else torch.float32
+    named = isinstance(dtype, (str, torch.dtype))
+    chosen = DTYPES.get(str(dtype).removeprefix("torch.")) if named else None
+    if chosen is None:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)} or None, got {dtype!r}")
+    return chosen
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether this processor has bfloat16 dot products (AVX512-BF16, AMX, Arm BF16)."""
+    if not hasattr(torch.cpu, "get_capabilities"):
+        return False  # torch is too old to tell
+    has = torch.cpu.get_capabilities()
+    return any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
 def runtime(device: torch.device) -> ModuleType:
     """``torch.npu`` or ``torch.cuda``: streams, graphs and memory of an accelerator."""
     module: ModuleType = getattr(torch, device.type)
     return module
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory of a device or of the host was too little.
+
+    torch's allocator for the CPU raises a RuntimeError, and only the text tells.
+    """
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or "DefaultCPUAllocator: can't allocate" in str(error)
 
 
 def reserve(device: torch.device, size: int) -> None:
@@ -106,6 +152,17 @@ def _installed(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def _npus() -> int:
+    """How many NPUs this process can use."""
+    if _installed("torch_npu") is None:
+        return 0
+    try:
+        return int(_torch_npu().device_count())
+    except DeviceError as error:
+        warn(f"no NPU is used: {error}; device='cpu' or 'cuda' does without", RuntimeWarning)
+        return 0
 
 
 def _torch_npu() -> ModuleType:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,12 @@ import torch
 import torch.nn.functional as F
 
 from pyrerank import ops
-from pyrerank.checkpoint import Checkpoint, model_key, open_checkpoint
+from pyrerank.checkpoint import Checkpoint, open_checkpoint
+from pyrerank.checks import check_flag, check_int, check_list
 from pyrerank.engine import Engine
-from pyrerank.errors import CheckpointError
-from pyrerank.inputs import EmbeddingEncoder, Input, Prompt, check_list
+from pyrerank.errors import CheckpointError, NonFiniteScore
+from pyrerank.inputs import EmbeddingEncoder, Input, Prompt
+from pyrerank.loaded import Loaded
 from pyrerank.media import Reader
 from pyrerank.model import RMSNorm
 from pyrerank.modules import Dense
@@ -41,21 +43,19 @@ class Embedding:
 
 @dataclass(frozen=True)
 class _PoolHead:
-    """Final norm, pooling, what the folder has after it, truncation to ``dim``, L2 norm.
+    """Final norm, pooling, and what the folder has after it, but for a last scaling to length 1.
 
-    Without layers that is one kernel; with layers, everything is float32.
+    `Embedder.result` cuts vectors and scales them, because one pass, or one captured graph, may
+    serve calls that want different ones.  Without layers the head is one kernel; with layers,
+    everything is float32.
 
     Attributes:
         pooling: mode of `ops.fused_pool`.
         steps: what follows pooling, in order: layers, and None for scaling to length 1.
-        dim: None: all numbers.
-        normalize: whether vectors have length 1 after truncation.
     """
 
     pooling: str
     steps: tuple[Layer | None, ...]
-    dim: int | None
-    normalize: bool
 
     @property
     def every_token(self) -> bool:
@@ -64,21 +64,16 @@ class _PoolHead:
     def __call__(
         self, hidden: torch.Tensor, cu_seqlens: torch.Tensor, norm: RMSNorm
     ) -> torch.Tensor:
-        """One vector a sequence, [B, dim], dtype of hidden, or float32 with layers."""
-        weight = norm.weight
+        """One whole vector a sequence, [B, size], dtype of hidden, or float32 with layers."""
+        weight: torch.Tensor = norm.weight
         if not self.every_token:
             cu_seqlens = torch.arange(len(hidden) + 1, dtype=torch.int32, device=hidden.device)
-        if not self.steps:
-            return ops.fused_pool(
-                *(hidden, cu_seqlens, weight, norm.eps, self.pooling, self.dim, self.normalize)
-            )
-        pooled = ops.fused_pool(
-            *(hidden.float(), cu_seqlens, weight.float(), norm.eps, self.pooling, None, False)
-        )
+        if self.steps:
+            hidden, weight = hidden.float(), weight.float()
+        pooled = ops.fused_pool(hidden, cu_seqlens, weight, norm.eps, self.pooling, normalize=False)
         for step in self.steps:
             pooled = F.normalize(pooled) if step is None else step(pooled)
-        pooled = pooled[:, : self.dim]
-        return F.normalize(pooled) if self.normalize else pooled
+        return pooled
 
 
 @dataclass(frozen=True)
@@ -139,7 +134,10 @@ class Embedder(Engine[Input, Embedding]):
             alone are an embedding too (Matryoshka).
         normalize: whether vectors have length 1, after truncation to ``dim``; None does as the
             folder says, which for the published models is True.
-        device, dtype, token_budget, graph, vision_cache: as for `Reranker`.
+        max_tokens, device, dtype, token_budget, graph, vision_cache: as for `Reranker`.
+
+    Attributes:
+        dim, normalize: for calls that do not say.
 
     Raises: as `Reranker`.
     """
@@ -155,6 +153,7 @@ class Embedder(Engine[Input, Embedding]):
         normalize: bool | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
+        max_tokens: int | None = None,
         token_budget: int | None = None,
         graph: bool | None = None,
         vision_cache: int = 1 << 30,
@@ -162,20 +161,24 @@ class Embedder(Engine[Input, Embedding]):
         checkpoint = open_checkpoint(model)
         if checkpoint.task == "score":
             what = "a sequence classifier" if checkpoint.classifier else "a CrossEncoder"
+            if checkpoint.settings.get("pyrerank_task"):
+                what = "a reranker by training"
             raise CheckpointError(
                 f"{checkpoint.path} is {what}, which scores pairs: use Reranker, or pyrerank score"
             )
         modules = checkpoint.modules
         sizes = [step.outputs for step in modules.steps if step is not None]
-        size = sizes[-1] if sizes else checkpoint.config.hidden_size
-        if dim is not None and (not isinstance(dim, int) or not 1 <= dim <= size):
-            raise ValueError(f"dim must be an int from 1 to {size}, or None, got {dim!r}")
-        self.dim = dim or modules.dim or size
-        self.normalize = modules.normalizes if normalize is None else normalize
+        self._size = sizes[-1] if sizes else checkpoint.config.hidden_size
+        # a folder that cuts vectors does so after all steps, and leaves them as they are then
+        self._cuts_last = modules.normalizes and bool(modules.dim) and dim is normalize is None
+        self.dim = self._checked_dim(dim) or modules.dim or self._size
+        self.normalize = modules.normalizes
+        if normalize is not None:
+            self.normalize = check_flag("normalize", normalize)
         super().__init__(
             checkpoint,
-            _encoder(checkpoint),
-            lambda device: _head(checkpoint, dim, normalize, device),
+            _encoder(checkpoint, max_tokens),
+            lambda device: _head(checkpoint, device),
             device=device,
             dtype=dtype,
             token_budget=token_budget,
@@ -189,6 +192,8 @@ class Embedder(Engine[Input, Embedding]):
         *,
         instruction: str | None = None,
         prompt_name: str | None = None,
+        dim: int | None = None,
+        normalize: bool | None = None,
         media: Media | None = None,
         progress: bool | None = None,
     ) -> np.ndarray:
@@ -200,20 +205,47 @@ class Embedder(Engine[Input, Embedding]):
                 none for documents; with Qwen3-VL-Embedding None is the default it was published
                 with.  Where the folder has a default prompt, None takes that.
             prompt_name: one of the folder's prompts, such as "query", in place of an instruction.
+            dim, normalize: as for `Embedder`; None takes what it was made with.
             media, progress: as in `Reranker.score`.
 
         Returns:
             float32 [inputs, dim].
 
-        Raises: as `Reranker.score`.
+        Warns, raises: as `Reranker.score`; a vector of length 0 is a NonFiniteScore, too.
         """
-        check_list("inputs", inputs)
+        results = self.details(
+            inputs,
+            instruction=instruction,
+            prompt_name=prompt_name,
+            dim=dim,
+            normalize=normalize,
+            media=media,
+            progress=progress,
+        )
+        self._warn_of_cuts(results)
+        return np.stack([result.vector for result in results])
+
+    def details(
+        self,
+        inputs: Sequence[Any],
+        *,
+        instruction: str | None = None,
+        prompt_name: str | None = None,
+        dim: int | None = None,
+        normalize: bool | None = None,
+        media: Media | None = None,
+        progress: bool | None = None,
+    ) -> list[Embedding]:
+        """Like `embed`, with the token counts of each input."""
+        if normalize is not None:
+            check_flag("normalize", normalize)
+        result = partial(self.result, dim=self._checked_dim(dim), normalize=normalize)
         reader = Reader(media)
         items = [
             self.input(f"inputs[{i}]", value, instruction, reader, prompt_name)
-            for i, value in enumerate(inputs)
+            for i, value in enumerate(check_list("inputs", inputs))
         ]
-        return np.stack([result.vector for result in self.run(items, progress=progress)])
+        return self.run(items, progress=progress, result=result)
 
     def input(
         self,
@@ -227,8 +259,35 @@ class Embedder(Engine[Input, Embedding]):
         self._check_usable()
         return self._encoder.input(name, value, instruction, reader, prompt_name)
 
-    def result(self, prompt: Prompt, row: torch.Tensor) -> Embedding:
-        return Embedding(row.float().numpy(), len(prompt.ids), prompt.truncated)
+    def result(
+        self,
+        prompt: Prompt,
+        row: torch.Tensor,
+        name: str,
+        *,
+        dim: int | None = None,
+        normalize: bool | None = None,
+    ) -> Embedding:
+        self._check_finite(row, name)
+        whole = row.double().numpy()
+        vector = whole[: self.dim if dim is None else dim]
+        length = np.linalg.norm(vector)
+        if not length:
+            raise NonFiniteScore(
+                f"the model gave a vector of length 0 for {name} ({self.checkpoint.path}): its "
+                f"first {len(vector)} numbers are 0, which is no direction; take a larger dim, or "
+                "another checkpoint"
+            )
+        if self._cuts_last and dim is normalize is None:
+            length = np.linalg.norm(whole)
+        if self.normalize if normalize is None else normalize:
+            vector = vector / length
+        return Embedding(vector.astype(np.float32), len(prompt.ids), prompt.truncated)
+
+    def _checked_dim(self, dim: int | None) -> int | None:
+        if dim is None:
+            return None
+        return check_int("dim", dim, f"an int from 1 to {self._size}, or None", 1, self._size)
 
 
 def embed(
@@ -240,49 +299,46 @@ def embed(
     normalize: bool | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    max_tokens: int | None = None,
     media: Media | None = None,
     progress: bool | None = None,
 ) -> np.ndarray:
     """Embeds inputs with the checkpoint ``model``; see `Embedder` and `Embedder.embed`.
 
-    The checkpoint loaded last stays in memory for the next call with the same arguments.
+    The checkpoint stays loaded as in `score`, beside the one that scores.
     """
-    engine = _loaded(model_key(model), dim, normalize, device, dtype)
-    return engine.embed(inputs, instruction=instruction, media=media, progress=progress)
+    with LOADED.engine(model, device, dtype, max_tokens) as engine:
+        return engine.embed(
+            inputs,
+            instruction=instruction,
+            dim=dim,
+            normalize=normalize,
+            media=media,
+            progress=progress,
+        )
 
 
-def _encoder(checkpoint: Checkpoint) -> EmbeddingEncoder:
+def _encoder(checkpoint: Checkpoint, max_tokens: int | None) -> EmbeddingEncoder:
     tokenizer = checkpoint.tokenizer()
     try:
-        return EmbeddingEncoder(tokenizer, checkpoint.family, checkpoint.modules)
+        encoder = EmbeddingEncoder(tokenizer, checkpoint.family, checkpoint.modules)
     except ValueError as error:
         raise CheckpointError(f"{checkpoint.path}: {error}") from None
+    encoder.limit(max_tokens, checkpoint.max_positions)
+    return encoder
 
 
-def _head(
-    checkpoint: Checkpoint, dim: int | None, normalize: bool | None, device: torch.device
-) -> _PoolHead:
-    """What the folder asks for, with the caller's ``dim`` and ``normalize``."""
+def _head(checkpoint: Checkpoint, device: torch.device) -> _PoolHead:
+    """What the folder asks for."""
     modules = checkpoint.modules
     steps: list[Layer | None] = []
     size = checkpoint.config.hidden_size
     for step in modules.steps:
         steps.append(None if step is None else Layer.load(step, size, device))
         size = size if step is None else step.outputs
-    final = modules.normalizes if normalize is None else normalize
-    if normalize is None and dim is None and modules.dim is not None:
-        final = False  # the folder cuts vectors after all steps, and leaves them as they are then
-    elif modules.normalizes:
-        steps.pop()  # what is cut later is scaled then
-    return _PoolHead(modules.pooling, tuple(steps), dim or modules.dim, final)
+    if modules.normalizes:
+        steps.pop()
+    return _PoolHead(modules.pooling, tuple(steps))
 
 
-@lru_cache(maxsize=1)
-def _loaded(
-    model: str,
-    dim: int | None,
-    normalize: bool | None,
-    device: str | torch.device | None,
-    dtype: str | torch.dtype | None,
-) -> Embedder:
-    return Embedder(model, dim=dim, normalize=normalize, device=device, dtype=dtype)
+LOADED = Loaded(Embedder)

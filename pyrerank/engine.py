@@ -11,19 +11,18 @@ import os
 import threading
 import traceback
 import warnings
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
-from typing import Generic, NoReturn, Protocol, Self, TypeVar
+from typing import Any, Generic, NoReturn, Self, TypeVar
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from pyrerank.ahead import ahead
-from pyrerank.attention import Attend, FusedInfer, causal_mask, choose, gathers
+from pyrerank.attention import FusedInfer, causal_mask, choose, gathers
 from pyrerank.batch import (
     MAX_SEQUENCES,
     NOTHING,
@@ -37,58 +36,35 @@ from pyrerank.batch import (
     plan,
 )
 from pyrerank.checkpoint import Checkpoint
-from pyrerank.device import check_process, reserve, resolve, runtime, works
-from pyrerank.errors import DeviceError, EngineClosed, NonFiniteScore, OutOfMemory
+from pyrerank.checks import check_flag, check_int, warn
+from pyrerank.device import (
+    check_process,
+    is_out_of_memory,
+    reserve,
+    resolve,
+    resolve_dtype,
+    runtime,
+    works,
+)
+from pyrerank.errors import (
+    DeviceError,
+    EngineClosed,
+    NonFiniteScore,
+    OutOfMemory,
+    TruncationWarning,
+)
 from pyrerank.features import Features
 from pyrerank.graph import GraphError, Graphs
 from pyrerank.inputs import Encoder, Item, Prompt, unique
-from pyrerank.model import Decoder, RMSNorm
+from pyrerank.model import Decoder, Head, Model
 from pyrerank.vision import VisionTower
 
 TOKEN_BUDGET = 8192
 # a larger pass is no faster there, and its largest tensors come from the system at each layer, page
 # by page
 TOKEN_BUDGET_CPU = 1024
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-class Head(Protocol):
-    """From hidden states, before the final norm, to rows of results, one a sequence.
-
-    Attributes:
-        every_token: whether it wants the hidden states of all tokens, [T, hidden_size]; else those
-            of last tokens, [B, hidden_size].  Then a prompt computes all of its tokens.
-    """
-
-    @property
-    def every_token(self) -> bool: ...
-
-    def __call__(
-        self, hidden: torch.Tensor, cu_seqlens: torch.Tensor, norm: RMSNorm
-    ) -> torch.Tensor:
-        """cu_seqlens: int32 [B + 1], where each sequence starts among the T tokens."""
-
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class _Model:
-    """Decoder and head: what runs on the device."""
-
-    decoder: Decoder
-    head: Head
-
-    def __call__(
-        self, batch: Batch, attend: Attend, prefix: Prefix, *, prune: bool
-    ) -> torch.Tensor:
-        every = self.head.every_token
-        hidden = self.decoder(batch, attend, prefix, prune=prune and not every, every_token=every)
-        return self.head(hidden, batch.cu_seqlens, self.decoder.norm)
-
-    def no_prefix(self) -> Prefix:
-        """For a pass that nothing came before."""
-        return Prefix(deque([None] * len(self.decoder.layers)))
 
 
 class Engine(Generic[Item, Result]):
@@ -132,14 +108,15 @@ class Engine(Generic[Item, Result]):
         graph: bool | None,
         vision_cache: int,
     ) -> None:
-        if token_budget is not None and (not isinstance(token_budget, int) or token_budget < 1):
-            raise ValueError(f"token_budget must be a positive int or None, got {token_budget!r}")
-        if not isinstance(vision_cache, int) or vision_cache < 0:
-            raise ValueError(f"vision_cache must be a number of bytes or 0, got {vision_cache!r}")
+        if token_budget is not None:
+            token_budget = check_int("token_budget", token_budget, "a positive int or None", 1)
+        vision_cache = check_int("vision_cache", vision_cache, "a number of bytes or 0", 0)
+        if graph is not None:
+            graph = check_flag("graph", graph)
         self.device = resolve(device)
         if graph and self.device.type == "cpu":
             raise ValueError("graph=True needs a device with graphs: npu or cuda")
-        self.dtype = _dtype(dtype, self.device)
+        self.dtype = resolve_dtype(dtype, self.device)
         if token_budget is None:
             token_budget = TOKEN_BUDGET_CPU if self.device.type == "cpu" else TOKEN_BUDGET
         self.token_budget = token_budget
@@ -153,6 +130,7 @@ class Engine(Generic[Item, Result]):
         self.share_prefixes = self.prune_last_layer = True
         self._left: Prefix | None = None  # by the last stream, for the next
         self._lost: str | None = None
+        self._loaded = False
         self.graphs: Graphs | None = None
         self.features: Features | None = None
         with self._failures():
@@ -160,13 +138,14 @@ class Engine(Generic[Item, Result]):
             if checkpoint.family == "qwen3-vl":
                 tower = VisionTower.load(checkpoint, self.device, self.dtype)
                 self.features = Features(tower, token_budget, vision_cache)
-            self._model = _Model(decoder, head(self.device))
+            self._model = Model(decoder, head(self.device))
             self._every_token = self._model.head.every_token
             self._attend = choose(self.device, self.dtype, captured=False)
             if graph or (graph is None and self.device.type == "npu"):
                 self._start_graphs()
             elif self.device.type != "cpu":
                 reserve(self.device, decoder.activation_bytes(token_budget, self._attend))
+        self._loaded = True
 
     def _start_graphs(self) -> None:
         attend = choose(self.device, self.dtype, captured=True)
@@ -189,8 +168,8 @@ class Engine(Generic[Item, Result]):
 
         Of a model that reads pictures also the tower, its pass, and all of ``vision_cache``.
         Allocators round up what they take, by less than a twentieth of the sum for the published
-        models.  A prompt longer than ``token_budget`` takes more; so do, without graphs, keys and
-        values that a pass leaves for the next.
+        models.  A prompt longer than ``token_budget``, of at most ``max_tokens``, takes more; so
+        do, without graphs, keys and values that a pass leaves for the next.
         """
         with self._use():
             decoder = self._model.decoder
@@ -246,10 +225,14 @@ class Engine(Generic[Item, Result]):
 
     @property
     def max_tokens(self) -> int:
-        """Most tokens of a whole prompt."""
+        """Most tokens of a whole prompt; can be set between calls, to None for the default."""
         return self._encoder.max_tokens
 
-    def encode(self, items: Sequence[Item], max_tokens: int | None = None) -> list[Prompt]:
+    @max_tokens.setter
+    def max_tokens(self, max_tokens: int | None) -> None:
+        self._encoder.limit(max_tokens, self.checkpoint.max_positions)
+
+    def prompts(self, items: Sequence[Item], max_tokens: int | None = None) -> list[Prompt]:
         """Prompts of validated items, in any thread; see `Encoder.encode`."""
         return self._encoder.encode(items, max_tokens)
 
@@ -257,45 +240,88 @@ class Engine(Generic[Item, Result]):
         """The beginning of a text that has ``count`` tokens, in any thread."""
         return self._encoder.first_tokens(text, count)
 
-    def result(self, prompt: Prompt, row: torch.Tensor) -> Result:
-        """What a finite row of `stream` says of its prompt."""
+    def result(self, prompt: Prompt, row: torch.Tensor, name: str) -> Result:
+        """What a row of `stream` says of its prompt, which messages call ``name``.
+
+        Raises:
+            NonFiniteScore: nothing, because it is not finite, or of no direction.
+        """
         raise NotImplementedError
 
     @cached_property
     def _bad_weights(self) -> list[str]:
         return self.checkpoint.not_finite()
 
-    def not_finite(self, name: str = "it") -> NonFiniteScore:
-        """The error, with its cause, for a row that is not finite; ``name`` is what it calls its
-        prompt."""
+    def _check_finite(self, row: torch.Tensor, name: str) -> None:
+        if row.isfinite().all():
+            return
         bad = self._bad_weights
         cause = (
             f"the checkpoint's weights are not finite: {', '.join(bad[:4])}"
             if bad
             else f"the arithmetic overflowed in {self.dtype}; try dtype='float32'"
         )
-        return NonFiniteScore(
+        raise NonFiniteScore(
             f"the model gave NaN or infinity for {name} ({self.checkpoint.path}): {cause}"
         )
 
-    def run(self, items: Sequence[Item], *, progress: bool | None = None) -> list[Result]:
-        """Results of validated items, in order, however many there are; equal ones are run once."""
+    def _warn_of_cuts(self, results: Sequence[Any]) -> None:
+        """Warns once of all results whose prompts were cut."""
+        cut = [i for i, result in enumerate(results) if result.truncated]
+        if cut:
+            most = self.checkpoint.max_positions
+            more = f"max_tokens= allows up to {most}" if self.max_tokens < most else "shorten them"
+            warn(
+                f"{len(cut)} of {len(results)} prompts were longer than {self.max_tokens} tokens "
+                f"and lost the ends of their texts, the first one that of "
+                f"{self._named.format(cut[0])}: {more}; details() tells what each lost",
+                TruncationWarning,
+            )
+
+    def run(
+        self,
+        items: Sequence[Item],
+        *,
+        progress: bool | None = None,
+        result: Callable[[Prompt, torch.Tensor, str], Result] | None = None,
+    ) -> list[Result]:
+        """Results of validated items, in order, however many there are; equal ones are run once.
+
+        ``result`` makes them of rows; None: as `result` does.
+        """
+        if progress is not None:
+            check_flag("progress", progress)
+        # by the first of equal ones
+        names = {item: self._named.format(i) for i, item in reversed(list(enumerate(items)))}
         results: dict[Item, Result] = {}
-        for item, result in self.outcomes(items, progress=progress):
-            if result is None:
-                raise self.not_finite(self._named.format(items.index(item)))
-            results[item] = result
+        for item, outcome in self.outcomes(items, names, progress=progress, result=result):
+            if isinstance(outcome, NonFiniteScore):
+                raise outcome
+            results[item] = outcome
         return [results[item] for item in items]
 
     def outcomes(
-        self, items: Sequence[Item], *, progress: bool | None = None
-    ) -> Iterator[tuple[Item, Result | None]]:
-        """Each of the different ones among validated items, in no order, with its result: None
-        where its row is not finite, and `not_finite` is the error."""
+        self,
+        items: Sequence[Item],
+        names: Mapping[Item, str] | None = None,
+        *,
+        progress: bool | None = None,
+        result: Callable[[Prompt, torch.Tensor, str], Result] | None = None,
+    ) -> Iterator[tuple[Item, Result | NonFiniteScore]]:
+        """Each of the different ones among validated items, in no order, with its result, or with
+        the error where its row says nothing.
+
+        ``names`` are for errors, which call other items "it"; ``result`` as for `run`.
+        """
+        make, named = result or self.result, names or {}
         each = unique(items)
         passes = self.passes(self._encoder.stream(each), len(each), self._unit, progress)
         for item, (prompt, row) in zip(each, passes, strict=True):
-            yield item, self.result(prompt, row) if row.isfinite().all() else None
+            try:
+                outcome: Result | NonFiniteScore = make(prompt, row, named.get(item, "it"))
+            except NonFiniteScore as error:
+                outcome = error
+            yield item, outcome
 
     def stream(
         self, windows: Iterable[Sequence[Prompt]], *, keep: bool = False
@@ -387,7 +413,7 @@ class Engine(Generic[Item, Result]):
             return rows
 
     def _replay(self, batch: Batch) -> torch.Tensor | None:
-        """The results of `_Model` from a graph; None where there is none."""
+        """The results of `Model` from a graph; None where there is none."""
         if self.graphs is None:
             return None
         try:
@@ -429,22 +455,28 @@ class Engine(Generic[Item, Result]):
         """Around all that a device does: names its failures, and decides what they leave behind."""
         try:
             yield
-        except torch.OutOfMemoryError as error:
-            traceback.clear_frames(error.__traceback__)  # they hold tensors
-            if self.features is not None:
-                self.features.clear()
-            runtime(self.device).empty_cache()
-            raise OutOfMemory(
-                f"{self.device} has too little free memory: {error}. Lower token_budget, which is "
-                f"{self.token_budget}, or free memory; the engine can be used again"
-            ) from error
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                raise self._out_of_memory(error) from error
             if self.device.type == "cpu" or isinstance(error, DeviceError):
                 raise
             traceback.clear_frames(error.__traceback__)
             if not works(self.device):
                 self._lose(str(error))
             raise DeviceError(f"{self.device} failed: {error}; it can be used again") from error
+
+    def _out_of_memory(self, error: Exception) -> OutOfMemory:
+        """Frees what can be freed, and says what to do."""
+        traceback.clear_frames(error.__traceback__)  # they hold tensors
+        if self.features is not None:
+            self.features.clear()
+        if self.device.type != "cpu":
+            runtime(self.device).empty_cache()
+        after = "the engine can be used again" if self._loaded else "no engine was made"
+        return OutOfMemory(
+            f"{self.device} has too little free memory: {error}. Lower token_budget, which is "
+            f"{self.token_budget}, or free memory; {after}"
+        )
 
     def _lose(self, reason: str) -> NoReturn:
         self._lost = (
@@ -457,21 +489,3 @@ class Engine(Generic[Item, Result]):
     def _let_go(self) -> None:
         self.graphs = self.features = self._left = None
         vars(self).pop("_model", None)
-
-
-def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    if dtype is None:
-        native = device.type != "cpu" or cpu_multiplies_bfloat16()
-        return torch.bfloat16 if native else torch.float32
-    chosen = DTYPES.get(str(dtype).removeprefix("torch."))
-    if chosen is None:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)} or None, got {dtype!r}")
-    return chosen
-
-
-def cpu_multiplies_bfloat16() -> bool:
-    """Whether this processor has bfloat16 dot products (AVX512-BF16, AMX, Arm BF16)."""
-    if not hasattr(torch.cpu, "get_capabilities"):
-        return False  # torch is too old to tell
-    has = torch.cpu.get_capabilities()
-    return any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -8,7 +8,8 @@ class CheckpointError(ValueError):
 
 
 class NonFiniteScore(ArithmeticError):
-    """The model gave NaN or infinity for a pair, or for an input of an embedder."""
+    """The model gave NaN or infinity for a pair, or for an input of an embedder; or for the latter
+    a vector of length 0, which has no direction."""
 
 
 class DeviceError(RuntimeError):
@@ -23,8 +24,14 @@ class OutOfMemory(DeviceError):
 
 
 class EngineClosed(DeviceError):
-    """The device, or its runtime in this process, is lost, and the engine with it."""
+    """The engine cannot be used, or not in this process, and never will be: it was closed, its
+    device or the runtime of that in this process is lost, or the process was forked from one that
+    runs models."""
 
 
 class CheckpointChanged(CheckpointError, EngineClosed):
     """A file of weights was overwritten while it was in use, and the engine is lost with it."""
+
+
+class TruncationWarning(UserWarning):
+    """Texts were cut to the most tokens that a prompt may have."""

@@ -80,7 +80,7 @@ def _devices(missing: list[str]) -> list[str]:
     except Exception as error:
         missing.append("a torch that imports")
         return [f"devices: torch does not import ({error})"]
-    from pyrerank.engine import cpu_multiplies_bfloat16
+    from pyrerank.device import cpu_multiplies_bfloat16
 
     native = "native" if cpu_multiplies_bfloat16() else "emulated"
     lines = [f"cpu: {torch.get_num_threads()} threads, bfloat16 {native}"]

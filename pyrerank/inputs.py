@@ -13,6 +13,7 @@ from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 from tokenizers import Encoding, Tokenizer
 
+from pyrerank.checks import check_int, check_list, check_text, entries
 from pyrerank.media import Content, Image, Reader, Video, is_parts
 from pyrerank.modules import Modules
 from pyrerank.pictures import SIDE
@@ -119,46 +120,16 @@ def pair_up(query: object, documents: object) -> list[tuple[object, object]]:
         TypeError: documents that are not a list.
         ValueError: no documents, or lists of different lengths.
     """
-    check_list("documents", documents)
-    assert isinstance(documents, Sequence)
-    if not isinstance(query, (list, tuple)) or is_parts(query):
-        return [(query, document) for document in documents]
-    if len(query) != len(documents):
+    listed = check_list("documents", documents)
+    queries = None if is_parts(query) else entries(query)
+    if queries is None:
+        return [(query, document) for document in listed]
+    if len(queries) != len(listed):
         raise ValueError(
-            f"query has {len(query)} entries and documents has {len(documents)}; give one query "
+            f"query has {len(queries)} entries and documents has {len(listed)}; give one query "
             "for all documents, or lists of equal length"
         )
-    return list(zip(query, documents, strict=True))
-
-
-def check_list(name: str, value: object) -> None:
-    """Raises TypeError or ValueError unless ``value`` is a list with something in it."""
-    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
-        raise TypeError(
-            f"{name} must be a list, got {type(value).__name__}; wrap a single content in a list"
-        )
-    if not value:
-        raise ValueError(f"{name} is empty; give at least one")
-
-
-def check_text(name: str, value: object) -> str:
-    """Returns ``value`` if it is text that can be encoded; ``name`` is for the message.
-
-    Raises:
-        TypeError: not a str.
-        ValueError: a lone surrogate, which no tokenizer can encode.
-    """
-    if not isinstance(value, str):
-        hint = "; decode it first" if isinstance(value, bytes) else ""
-        raise TypeError(f"{name} must be str, got {type(value).__name__}{hint}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{name} holds a lone surrogate, U+{ord(value[error.start]):04X}, at character "
-            f"{error.start}: not valid Unicode text; decode it with errors='replace' at its source"
-        ) from None
-    return value
+    return list(zip(queries, listed, strict=True))
 
 
 Item = TypeVar("Item", bound=Pair | Input)
@@ -181,23 +152,47 @@ class Encoder(Generic[Item]):
     Args:
         tokenizer: the checkpoint's.
         family: ``"qwen3"``, which reads text only, or ``"qwen3-vl"``.
-        max_tokens: of a whole prompt; an attribute, too.
+        published: most tokens of a whole prompt, as long as `limit` does not say otherwise.
+
+    Attributes:
+        max_tokens: most tokens of a whole prompt.
     """
 
-    def __init__(self, tokenizer: Tokenizer, family: str, max_tokens: int) -> None:
+    _least: int  # tokens of the shortest prompt that says something
+
+    def __init__(self, tokenizer: Tokenizer, family: str, published: int) -> None:
         self.family = family
-        self.max_tokens = max_tokens
+        self.max_tokens = self._published = published
         self._tokenizer = tokenizer
-        self._text = PlainText(tokenizer)
+        self._text = text = PlainText(tokenizer)
         self._token = cache(lambda token: single_token(tokenizer, token))
-        # the ids of what is no content: texts of templates, instructions
-        self._fixed = lru_cache(maxsize=256)(
-            lambda text: self._text.ids(*self._text.encode([text]))
+        # The ids of what is no content: texts of templates, instructions.  The function knows
+        # nothing of the encoder, which would refer to itself, and be freed late.
+        self._fixed = lru_cache(maxsize=256)(lambda fixed: text.ids(*text.encode([fixed])))
+
+    def limit(self, max_tokens: int | None, most: int) -> None:
+        """Sets `max_tokens`; None takes what the model was published with.
+
+        Raises:
+            ValueError: it leaves no room for text, or is over ``most``, which the model allows.
+        """
+        if max_tokens is None:
+            self.max_tokens = self._published
+            return
+        wanted = f"an int from {self._least} to {most}, the checkpoint's max_position_embeddings"
+        self.max_tokens = check_int(
+            "max_tokens", max_tokens, f"{wanted}, or None", self._least, most
         )
 
     def wording(self, item: Item) -> Wording:
         """The prompt in words."""
         raise NotImplementedError
+
+    def _shortest(self, item: Item) -> int:
+        """How many tokens a prompt must be allowed, where that of an empty item needs all its
+        own.  Raises ValueError for a tokenizer of another family."""
+        [prompt] = self.encode([item])
+        return len(prompt.ids) + LEAST_CONTENT
 
     def stream(self, items: Sequence[Item]) -> Iterator[Prompt]:
         """Encodes any number of items, holding the token ids of a few hundred at a time."""
@@ -291,7 +286,7 @@ class Encoder(Generic[Item]):
         if over > 0:
             raise ValueError(
                 f"instruction is {over} tokens too long: a prompt of {self.max_tokens} tokens "
-                f"must leave {LEAST_CONTENT} for the text"
+                f"must leave {LEAST_CONTENT} for the text; shorten it, or raise max_tokens"
             )
         return item
 
@@ -319,8 +314,7 @@ class PromptEncoder(Encoder[Pair]):
             self._parts = None
         elif self._parts is not None:
             self.default = modules.default_prompt
-        # refuses a tokenizer of another family
-        self.encode([Pair(self.default, Content(), Content())])
+        self._least = self._shortest(Pair(self.default, Content(), Content()))
 
     def _as_published(self, prompt: str | None) -> bool:
         """Whether the chat template words pairs as the published script does."""
@@ -392,8 +386,7 @@ class EmbeddingEncoder(Encoder[Input]):
         if not self.modules.listed and self._ends == ([], []):
             self._ends = [], ["<|endoftext|>"]  # as the published tokenizer ends a text
         super().__init__(tokenizer, family, self.modules.limit(MAX_EMBEDDING_TOKENS))
-        # refuses a tokenizer of another family
-        self.encode([Input(None, Content(), self.modules.default_prompt)])
+        self._least = self._shortest(Input(None, Content(), self.modules.default_prompt))
 
     def wording(self, item: Input) -> Wording:
         if self.modules.chat is not None:

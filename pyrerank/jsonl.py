@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from pyrerank.errors import DeviceError, OutOfMemory
-from pyrerank.inputs import check_list, check_text
+from pyrerank.checks import check_list, check_text
+from pyrerank.errors import DeviceError, NonFiniteScore, OutOfMemory
 from pyrerank.journal import Entry, Journal, digest_of
 from pyrerank.media import Media, Reader
 from pyrerank.outputs import JsonLines, NpyRows
@@ -209,7 +209,7 @@ def _outcomes(task: ScoreTask | EmbedTask, inputs: list[Any]) -> dict[Any, Any]:
     engine: Any = task.engine
     try:
         return {
-            one: str(engine.not_finite()) if result is None else result
+            one: str(result) if isinstance(result, NonFiniteScore) else result
             for one, result in engine.outcomes(inputs, progress=False)
         }
     except (OutOfMemory, MemoryError) as error:

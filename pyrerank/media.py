@@ -87,7 +87,7 @@ class Reader:
         """
         if isinstance(value, str):
             _check_is_text(value, name, vision, self._media.files)
-            return Content(text=value)
+            return Content(text=str(value))  # numpy has a str of its own
         if isinstance(value, dict):
             parts = _dict_parts(value, name)
         elif isinstance(value, (list, tuple)):
@@ -109,7 +109,7 @@ class Reader:
             elif kind == "image":
                 images.append(self._once(read_image, part, where))
             elif isinstance(part, str):
-                texts.append(part)
+                texts.append(str(part))
             else:
                 raise TypeError(f"{where} must be str, got {type(part).__name__}")
         return Content(tuple(videos), tuple(images), "".join(texts) if texts else None)

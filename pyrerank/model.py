@@ -7,7 +7,10 @@ with the hidden states of last tokens, and the fused kernels of `pyrerank.ops` g
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -266,3 +269,39 @@ def interleaved_axes(mrope_section: Sequence[int]) -> torch.Tensor:
     for axis in (1, 2):
         axes[axis : 3 * mrope_section[axis] : 3] = axis
     return axes
+
+
+class Head(Protocol):
+    """From hidden states, before the final norm, to rows of results, one a sequence.
+
+    Attributes:
+        every_token: whether it wants the hidden states of all tokens, [T, hidden_size]; else those
+            of last tokens, [B, hidden_size].  Then a prompt computes all of its tokens.
+    """
+
+    @property
+    def every_token(self) -> bool: ...
+
+    def __call__(
+        self, hidden: torch.Tensor, cu_seqlens: torch.Tensor, norm: RMSNorm
+    ) -> torch.Tensor:
+        """cu_seqlens: int32 [B + 1], where each sequence starts among the T tokens."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """Decoder and head: what runs on the device."""
+
+    decoder: Decoder
+    head: Head
+
+    def __call__(
+        self, batch: Batch, attend: Attend, prefix: Prefix, *, prune: bool
+    ) -> torch.Tensor:
+        every = self.head.every_token
+        hidden = self.decoder(batch, attend, prefix, prune=prune and not every, every_token=every)
+        return self.head(hidden, batch.cu_seqlens, self.decoder.norm)
+
+    def no_prefix(self) -> Prefix:
+        """For a pass that nothing came before."""
+        return Prefix(deque([None] * len(self.decoder.layers)))

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
 
 from pyrerank import ops
-from pyrerank.checkpoint import Checkpoint, model_key, open_checkpoint
+from pyrerank.checkpoint import Checkpoint, open_checkpoint
+from pyrerank.checks import check_int, check_list, check_text, entries
 from pyrerank.engine import Engine
 from pyrerank.errors import CheckpointError
 from pyrerank.inputs import Explanation, Pair, Prompt, PromptEncoder, pair_up
+from pyrerank.loaded import Loaded
 from pyrerank.media import Reader, is_parts
 from pyrerank.model import RMSNorm
 from pyrerank.pictures import Media
@@ -84,6 +85,9 @@ class Reranker(Engine[Pair, Score]):
             hidden state on in either case.
         instruction: what counts as relevant, for calls and templated pairs that do not say; None
             takes the default the model was published with.
+        max_tokens: most tokens of a whole prompt, template included, up to the checkpoint's
+            ``max_position_embeddings``; documents, then queries, lose what is over it at their
+            ends.  None takes the limit the model was published with.
         token_budget: most tokens in one forward pass, which bounds the memory of activations; a
             single longer prompt still runs, alone.  None takes 8192, and 1024 on a CPU, which
             gains nothing from more.
@@ -93,7 +97,7 @@ class Reranker(Engine[Pair, Score]):
             while they are remembered; 0 remembers none from one pass to the next.
 
     Attributes:
-        device: as given, or chosen; likewise ``dtype`` and ``token_budget``.
+        device: as given, or chosen; likewise ``dtype``, ``token_budget`` and ``max_tokens``.
         computed: tokens that went through the decoder so far.
         graphs: the captured passes, with counters ``captures`` and ``replays``; None where passes
             run eagerly.
@@ -118,12 +122,15 @@ class Reranker(Engine[Pair, Score]):
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         instruction: str | None = None,
+        max_tokens: int | None = None,
         token_budget: int | None = None,
         graph: bool | None = None,
         vision_cache: int = 1 << 30,
     ) -> None:
+        if instruction is not None:
+            check_text("instruction", instruction)
         checkpoint = open_checkpoint(model)
-        encoder = prompt_encoder(checkpoint)
+        encoder = prompt_encoder(checkpoint, max_tokens)
         self.instruction = instruction
         w, bias = checkpoint.classifier_vector(encoder.yes, encoder.no)
         super().__init__(
@@ -155,12 +162,16 @@ class Reranker(Engine[Pair, Score]):
             query: one content for all documents, or as many in a list as there are documents.  A
                 content is a text, a dict with "text", "image" and "video", or a list of OpenAI's
                 parts; see docs/inputs.md.
-            documents: a list of at least one content; an empty text is an empty document.
+            documents: a list of at least one content; an empty text is an empty document.  Other
+                sequences will do, and so will arrays and Series of one dimension; queries, too.
             instruction: overrides the engine's for this call.
             media: how pictures are read; None takes the limits of the published models and fetches
                 nothing.
             progress: True or False shows or hides a progress bar on stderr; None shows it on a
                 terminal when the call takes more than a second.
+
+        Warns:
+            TruncationWarning: texts were cut to ``max_tokens``; once a call.
 
         Raises:
             TypeError: an argument or a part of a content is of the wrong type.  The message names
@@ -174,6 +185,7 @@ class Reranker(Engine[Pair, Score]):
         results = self.details(
             query, documents, instruction=instruction, media=media, progress=progress
         )
+        self._warn_of_cuts(results)
         return [result.score for result in results]
 
     def details(
@@ -210,15 +222,17 @@ class Reranker(Engine[Pair, Score]):
             documents, instruction, media, progress: as in `score`.
             top_n: how many to return, at least 1; None returns all.
 
-        Raises: as `score`.
+        Warns, raises: as `score`.
         """
-        if isinstance(query, (list, tuple)) and not is_parts(query):
+        if entries(query) is not None and not is_parts(query):
             raise TypeError("query must be one content, got a list of them; rank takes one query")
-        if top_n is not None and (not isinstance(top_n, int) or top_n < 1):
-            raise ValueError(f"top_n must be a positive int or None, got {top_n!r}")
+        if top_n is not None:
+            top_n = check_int("top_n", top_n, "a positive int or None", 1)
+        documents = check_list("documents", documents)
         results = self.details(
             query, documents, instruction=instruction, media=media, progress=progress
         )
+        self._warn_of_cuts(results)
         # the logit orders documents whose scores round to the same float
         order = sorted(range(len(results)), key=lambda i: -results[i].logit)[:top_n]
         return [Ranked(i, results[i].score, documents[i]) for i in order]
@@ -247,7 +261,8 @@ class Reranker(Engine[Pair, Score]):
         self._check_usable()
         return self._encoder.pair(name, query, document, instruction, reader, self.instruction)
 
-    def result(self, prompt: Prompt, row: torch.Tensor) -> Score:
+    def result(self, prompt: Prompt, row: torch.Tensor, name: str) -> Score:
+        self._check_finite(row, name)
         score, logit = row.tolist()
         return Score(score, logit, len(prompt.ids), prompt.truncated)
 
@@ -260,16 +275,20 @@ def score(
     instruction: str | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    max_tokens: int | None = None,
     media: Media | None = None,
     progress: bool | None = None,
 ) -> list[float]:
     """Scores documents against a query with the checkpoint ``model``; see `Reranker.score`.
 
-    The checkpoint loaded last stays in memory for the next call; hold a `Reranker` to have several
-    or to release one.
+    The checkpoint stays loaded for the next call of `score` or `rank`, until one asks for another
+    checkpoint, device or dtype, its files change, or `pyrerank.close` is called.  Calls from
+    several threads take turns; hold a `Reranker` to have more than one model loaded.
     """
-    engine = _loaded(model_key(model), device, dtype)
-    return engine.score(query, documents, instruction=instruction, media=media, progress=progress)
+    with LOADED.engine(model, device, dtype, max_tokens) as engine:
+        return engine.score(
+            query, documents, instruction=instruction, media=media, progress=progress
+        )
 
 
 def rank(
@@ -281,14 +300,15 @@ def rank(
     instruction: str | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    max_tokens: int | None = None,
     media: Media | None = None,
     progress: bool | None = None,
 ) -> list[Ranked]:
     """Ranks documents with the checkpoint ``model``; see `Reranker.rank` and `score`."""
-    engine = _loaded(model_key(model), device, dtype)
-    return engine.rank(
-        query, documents, top_n=top_n, instruction=instruction, media=media, progress=progress
-    )
+    with LOADED.engine(model, device, dtype, max_tokens) as engine:
+        return engine.rank(
+            query, documents, top_n=top_n, instruction=instruction, media=media, progress=progress
+        )
 
 
 def explain(
@@ -297,17 +317,18 @@ def explain(
     *,
     model: str | os.PathLike[str],
     instruction: str | None = None,
+    max_tokens: int | None = None,
     media: Media | None = None,
 ) -> Explanation:
     """The prompt that `score` runs for this pair with the checkpoint ``model``.
 
     Reads the checkpoint's tokenizer, not its weights.
     """
-    encoder = prompt_encoder(open_checkpoint(model))
+    encoder = prompt_encoder(open_checkpoint(model), max_tokens)
     return encoder.explain(encoder.pair("document", query, document, instruction, Reader(media)))
 
 
-def prompt_encoder(checkpoint: Checkpoint) -> PromptEncoder:
+def prompt_encoder(checkpoint: Checkpoint, max_tokens: int | None = None) -> PromptEncoder:
     """What makes prompts of pairs, for a checkpoint.  Reads its tokenizer, not its weights."""
     if checkpoint.modules.task == "embed":
         raise CheckpointError(
@@ -315,13 +336,11 @@ def prompt_encoder(checkpoint: Checkpoint) -> PromptEncoder:
         )
     tokenizer = checkpoint.tokenizer()
     try:
-        return PromptEncoder(tokenizer, checkpoint.family, checkpoint.modules)
+        encoder = PromptEncoder(tokenizer, checkpoint.family, checkpoint.modules)
     except ValueError as error:
         raise CheckpointError(f"{checkpoint.path}: {error}") from None
+    encoder.limit(max_tokens, checkpoint.max_positions)
+    return encoder
 
 
-@lru_cache(maxsize=1)
-def _loaded(
-    model: str, device: str | torch.device | None, dtype: str | torch.dtype | None
-) -> Reranker:
-    return Reranker(model, device=device, dtype=dtype)
+LOADED = Loaded(Reranker)

@@ -124,7 +124,9 @@ def test_what_a_stream_leaves_changes_no_bit_of_the_next(switched, kind):
     prompts = switched.encode(
         [switched.pair("a pair", q, d) for q in ("steam", "mills") for d in CONTENTS[kind]]
     )
-    head = len(switched.encode([switched.pair("a pair", "steam", "x")])[0].ids) - len("steam x") - 9
+    head = (
+        len(switched.prompts([switched.pair("a pair", "steam", "x")])[0].ids) - len("steam x") - 9
+    )
 
     def rows(keep: bool) -> tuple[list[list[float]], int]:
         """Of a stream for each prompt; and what they computed."""
@@ -143,7 +145,7 @@ def test_what_a_stream_leaves_changes_no_bit_of_the_next(switched, kind):
 
 
 def test_a_stream_that_fails_or_ends_early_leaves_nothing(switched, monkeypatch):
-    [prompt] = switched.encode([switched.pair("a pair", "steam", "mills")])
+    [prompt] = switched.prompts([switched.pair("a pair", "steam", "mills")])
     [(_, want)] = switched.stream([[prompt]], keep=True)
     with monkeypatch.context() as patch:
         patch.setattr(switched, "_forward", lambda run, batch, prefix: 1 / 0)

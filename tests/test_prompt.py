@@ -11,7 +11,8 @@ from qwen_vocab import NOT_SPECIAL, SPECIAL
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from pyrerank.inputs import PromptEncoder, check_text, pair_up
+from pyrerank.checks import check_text
+from pyrerank.inputs import PromptEncoder, pair_up
 from pyrerank.prompt import HEAD, TAIL, TEMPLATES, THOUGHT, unformat
 
 FAMILIES = ["qwen3", "qwen3-vl"]

@@ -360,7 +360,7 @@ class TestEmbeddings:
 
     def test_token_ids_are_run_as_they_are(self, embedder):
         engine = embedder.engine
-        prompts = engine.encode([engine.input("", text) for text in DOCUMENTS])
+        prompts = engine.prompts([engine.input("", text) for text in DOCUMENTS])
         ids = [prompt.ids for prompt in prompts]
         assert np.array_equal(
             self.vectors(embedder.post("/v1/embeddings", {"input": ids})), engine.embed(DOCUMENTS)

@@ -31,15 +31,15 @@ def test_cohere(url):
         client.rerank(model="demo", query=QUERY, documents=[])
 
 
-def test_openai():
+def test_openai(random_reranker):
     openai = pytest.importorskip("openai")
     keys = {"PYRERANK_API_KEYS": "one two"}
-    with running("demo", "--task", "embed", **keys) as process:
+    with running(str(random_reranker), "--task", "embed", **keys) as process:
         client = openai.OpenAI(base_url=f"{process.url}/v1", api_key="two")
         [card] = client.models.list()
-        assert card.id == "demo"
+        assert card.id == str(random_reranker)
         response = client.embeddings.create(model=card.id, input=DOCUMENTS)
-        want = Embedder("demo").embed(DOCUMENTS)
+        want = Embedder(random_reranker).embed(DOCUMENTS)
         got = np.float32([each.embedding for each in response.data])
         assert np.array_equal(got, want)
         assert response.usage.prompt_tokens > 0

@@ -41,7 +41,7 @@ def served(engine):
 def job(engine: Reranker, *documents: str, query: str = QUERY, **of: Any) -> Job:
     """Ready to be queued."""
     job = Job(**of)
-    job.prompts = engine.encode([engine.pair("", query, document) for document in documents])
+    job.prompts = engine.prompts([engine.pair("", query, document) for document in documents])
     return job
 
 
@@ -148,7 +148,7 @@ class TestMerging:
         served, engine.computed = engine.computed, 0
         engine.score(QUERY, documents)
         # lots do not lie in the order of their words, in which a digit more is shared
-        [template] = engine.encode([engine.pair("", QUERY, "")])
+        [template] = engine.prompts([engine.pair("", QUERY, "")])
         assert served - engine.computed < len(template.ids) < len(documents) * 3
 
     def test_what_is_done_is_let_go_while_the_stream_goes_on(self, engine, monkeypatch):

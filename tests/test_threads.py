@@ -249,7 +249,6 @@ def test_engines_are_neither_pickled_nor_copied(kind, random_reranker):
     for value in (
         pyrerank.Media(),
         pyrerank.Fetcher(),
-        kind(random_reranker).checkpoint,
         Reranker("demo").details("a", ["b"]),
         Reranker("demo").rank("a", ["b"]),
         EngineClosed("x"),

@@ -68,6 +68,7 @@ def config(tokenizer: Tokenizer) -> dict[str, object]:
         "vocab_size": tokenizer.get_vocab_size(),
     }
     config["vision_config"] = vision_config()
+    config["pyrerank_task"] = "score"  # it was trained for nothing else
     return config
 
 

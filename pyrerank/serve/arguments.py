@@ -44,6 +44,12 @@ def parser() -> argparse.ArgumentParser:
         "--task", choices=["score", "embed"], help="where neither the files nor the name tell"
     )
     parser.add_argument(
+        "--max-model-len",
+        type=int,
+        metavar="N",
+        help="cut prompts to N tokens (default: as the model was published)",
+    )
+    parser.add_argument(
         "--api-key-file", metavar="FILE", help="API keys, one a line (default: none is asked for)"
     )
     parser.add_argument(

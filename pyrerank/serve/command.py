@@ -53,7 +53,8 @@ def serve(args: argparse.Namespace, media: Media) -> int:
     with _bound(args.host, args.port) as bound:
 
         def load() -> Engine[Any, Any]:
-            options = {"device": args.device, "dtype": args.dtype, "graph": args.graph}
+            options = {name: getattr(args, name) for name in ("device", "dtype", "graph")}
+            options["max_tokens"] = args.max_model_len
             if embeds:
                 return Embedder(checkpoint, **options)
             return Reranker(checkpoint, instruction=args.instruction, **options)
@@ -86,11 +87,7 @@ def _task(checkpoint: Checkpoint, args: argparse.Namespace) -> str:
     if checkpoint.task is not None:
         return checkpoint.task
     name = str(args.model).lower()
-    told = [
-        task
-        for word, task in (("rerank", "score"), ("demo", "score"), ("embed", "embed"))
-        if word in name
-    ]
+    told = [task for word, task in (("rerank", "score"), ("embed", "embed")) if word in name]
     if len(told) != 1:
         raise CheckpointError(
             f"{args.model} can score and embed, and its name does not tell what it is for; add "

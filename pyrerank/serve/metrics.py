@@ -67,9 +67,10 @@ class _EngineCounts(Collector):
     def collect(self) -> Iterable[Metric]:
         engine = self._engine
         counts = {"pyrerank_computed_tokens": ("Tokens that were computed.", engine.computed)}
-        if engine.graphs is not None:
-            counts["pyrerank_graph_replays"] = ("Passes from a graph.", engine.graphs.replays)
-        if engine.features is not None:
-            counts["pyrerank_pictures"] = ("Pictures encoded.", engine.features.encoded)
+        # looked at once: the engine's thread may set them to None
+        if (graphs := engine.graphs) is not None:
+            counts["pyrerank_graph_replays"] = ("Passes from a graph.", graphs.replays)
+        if (features := engine.features) is not None:
+            counts["pyrerank_pictures"] = ("Pictures encoded.", features.encoded)
         for name, (what, count) in counts.items():
             yield CounterMetricFamily(name, what, value=count)

@@ -73,6 +73,7 @@ class Reading:
         self._threads.submit(self._queue, entries, job, limit)
         rows = await asyncio.wrap_future(job.done)
         for entry, row in zip(entries, rows, strict=True):
+            # here, because the engine would read all weights to name those that are not finite
             if not row.isfinite().all():
                 raise NonFiniteScore(f"the model gave NaN or infinity for {entry.name}")
         return rows
@@ -120,7 +121,7 @@ class Reading:
         items: list[Any] = [item for item in read if not isinstance(item, Prompt)]
         try:
             encoded = iter(
-                [p for lot in _lots(items) for p in self._scheduler.engine.encode(lot, limit)]
+                [p for lot in _lots(items) for p in self._scheduler.engine.prompts(lot, limit)]
             )
         except ValueError as error:
             raise BadRequest(str(error), "truncate_prompt_tokens") from error

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from pyrerank.embedder import Embedder
 from pyrerank.inputs import Pair, Prompt
 from pyrerank.media import Content, Reader
@@ -126,7 +124,8 @@ class Service:
         rows = await self._reading.rows(entries, job, request.truncate_prompt_tokens)
         data = []
         for i, row in enumerate(rows):
-            vector = _shortened(engine.result(job.prompts[i], row).vector, dim)
+            name = entries[i].name
+            vector = engine.result(job.prompts[i], row, name, dim=request.dimensions).vector
             embedding = (
                 vector.tolist()
                 if request.encoding_format == "float"
@@ -179,7 +178,8 @@ class Service:
 
         entries = [entry(i) for i in range(len(documents))]
         rows = await self._reading.rows(entries, job, request.truncate_prompt_tokens)
-        return [engine.result(prompt, row) for prompt, row in zip(job.prompts, rows, strict=True)]
+        each = zip(job.prompts, rows, entries, strict=True)
+        return [engine.result(prompt, row, entry.name) for prompt, row, entry in each]
 
     def _input(self, engine: Embedder, name: str, value: Any, instruction: str | None) -> Entry:
         def read(reader: Reader) -> Any:
@@ -335,14 +335,6 @@ def _cut(engine: Reranker, content: Content, tokens: int | None) -> Content:
 
 def _shown(request: wire.Scoring, score: Score) -> float:
     return score.logit if request.use_activation is False else score.score
-
-
-def _shortened(vector: np.ndarray, size: int) -> np.ndarray:
-    """The first ``size`` numbers of a vector of length 1, brought to length 1."""
-    if size == len(vector):
-        return vector
-    first = vector[:size].astype(np.float64)
-    return (first / (np.linalg.norm(first) or 1.0)).astype(np.float32)
 
 
 def _usage(job: Job) -> dict[str, int]:

@@ -319,7 +319,7 @@ def test_the_host_waits_once_a_batch(sim, tmp_path, graph, layers):
 def test_what_a_stream_leaves_for_the_next(device, checkpoint, graph):
     engine = Reranker(checkpoint("qwen3"), device=device, dtype="float32", graph=graph)
     want = engine.score(QUERY, DOCUMENTS)
-    prompts = engine.encode([engine.pair("", QUERY, text) for text in DOCUMENTS])
+    prompts = engine.prompts([engine.pair("", QUERY, text) for text in DOCUMENTS])
     engine.computed = 0
     for prompt, score in zip(prompts, want, strict=True):
         [(_, rows)] = engine.stream([[prompt]], keep=True)
