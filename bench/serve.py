@@ -12,6 +12,9 @@ it, takes its turns in the same rounds.
 "ideal" is a server that answers one request after the other, in order, each in the time that one
 took at saturation: what no server of that speed can beat by much on the same arrivals, whose p99
 they decide themselves.
+
+With --beside N another question is asked: how long requests of one document take, sent one after
+the other, alone and beside a client that sends requests of N documents without a pause.
 """
 
 from __future__ import annotations
@@ -110,6 +113,57 @@ def percentiles(seconds: np.ndarray) -> dict[str, float]:
     return {"p50_ms": p50, "p99_ms": p99, "p99_over_p50": p99 / p50}
 
 
+async def one_by_one(port: int, bodies: Sequence[Any], beside: Any) -> tuple[np.ndarray, float]:
+    """Seconds that each request took, and how many requests like ``beside`` another client had
+    answered a second meanwhile, with no pause between them; None: there is no other client."""
+    answered = 0.0
+
+    async def fill(client: Client) -> None:
+        nonlocal answered
+        while True:
+            answered += len(await scores_of(client, beside)) / len(beside["documents"])
+
+    client, other = await Client.open(port), await Client.open(port)
+    filling = asyncio.ensure_future(fill(other)) if beside is not None else None
+    taken = []
+    start = time.perf_counter()
+    for body in bodies:
+        before = time.perf_counter()
+        await scores_of(client, body)
+        taken.append(time.perf_counter() - before)
+    seconds = time.perf_counter() - start
+    if filling is not None:
+        filling.cancel()
+    for each in (client, other):
+        each.close()
+    return np.array(taken), answered / seconds
+
+
+def run_beside(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
+    engine = Reranker(model, device=arguments.device, dtype=arguments.dtype)
+    dtype = str(engine.dtype).removeprefix("torch.")
+    small = requests(engine, arguments.requests + 4, 1, arguments.tokens)
+    [large] = requests(engine, 1, arguments.beside, arguments.tokens)
+    with server(model, f"--device={engine.device}", f"--dtype={dtype}") as (_, port):
+        asyncio.run(one_by_one(port, small[:4], None))  # for warming up
+        alone, _ = asyncio.run(one_by_one(port, small[4:], None))
+        [whole, *_], _ = asyncio.run(one_by_one(port, [large], None))
+        beside, answered = asyncio.run(one_by_one(port, small[4:], large))
+    return {
+        "command": "bench/serve.py --beside",
+        "model": arguments.model,
+        "dtype": dtype,
+        "machine": machine.describe(engine.device),
+        "requests": arguments.requests,
+        "document_tokens": arguments.tokens,
+        "beside": arguments.beside,
+        "large_alone_s": whole,
+        "large_beside_per_alone": answered * whole,
+        "alone": percentiles(alone),
+        "beside_large": percentiles(beside),
+    }
+
+
 def run(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
     engine = Reranker(model, device=arguments.device, dtype=arguments.dtype)
     dtype = str(engine.dtype).removeprefix("torch.")
@@ -189,6 +243,9 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=4, help="of a request")
     parser.add_argument("--tokens", type=int, default=50, help="of a document")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--beside", type=int, metavar="N", help="one document beside requests of N documents"
+    )
     parser.add_argument("--json", type=Path, help="write the figures there")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -196,7 +253,13 @@ def main() -> None:
         if model in random_checkpoint.SHAPES:
             random_checkpoint.write(Path(folder), model)
             model = folder
-        report = run(arguments, model)
+        measure = run if arguments.beside is None else run_beside
+        report = measure(arguments, model)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+    if arguments.beside is not None:
+        print_beside(report)
+        return
     where = report["machine"]
     print(
         f"{report['model']}{' (random weights)' * report['random_weights']}, {report['dtype']}; "
@@ -215,8 +278,22 @@ def main() -> None:
                     f"    {key:16} p50 {ms['p50_ms']:6.0f} ms, p99 {ms['p99_ms']:6.0f} ms, "
                     f"ratio {ms['p99_over_p50']:.2f}"
                 )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def print_beside(report: dict[str, Any]) -> None:
+    where = report["machine"]
+    print(
+        f"{report['model']}, {report['dtype']}; {where['processor']}, {where['threads']} threads\n"
+        f"a request of {report['beside']} documents of {report['document_tokens']} tokens alone: "
+        f"{report['large_alone_s']:.2f} s"
+    )
+    for key, name in (("alone", "alone"), ("beside_large", "beside such requests")):
+        ms = report[key]
+        print(
+            f"{report['requests']} requests of one document, {name}: p50 {ms['p50_ms']:.0f} ms, "
+            f"p99 {ms['p99_ms']:.0f} ms"
+        )
+    print(f"large requests beside them: {report['large_beside_per_alone']:.2f} of their rate alone")
 
 
 if __name__ == "__main__":

@@ -75,11 +75,11 @@ class NpyRows:
 
 
 def _dump(record: dict[str, Any]) -> bytes:
-    text = json.dumps(record, ensure_ascii=False, allow_nan=False, default=_numbers)
+    text = json.dumps(record, ensure_ascii=False, allow_nan=False, default=numbers)
     # a message may quote what is not Unicode; answers do not
     return text.encode("utf-8", "replace") + b"\n"
 
 
-def _numbers(vector: np.ndarray) -> list[float]:
+def numbers(vector: np.ndarray) -> list[float]:
     """A float32 vector in the fewest digits that tell its values from their neighbours."""
     return [float(digits) for digits in vector.astype(str)]

@@ -101,6 +101,11 @@ class Word:
         self.reached = threading.Semaphore(0)
         self.given = threading.Event()
 
+    def wait(self) -> None:
+        """Of the engine, or of a reader."""
+        self.reached.release()
+        assert self.given.wait(PATIENCE)
+
     def wait_for_pass(self) -> None:
         assert self.reached.acquire(timeout=PATIENCE)
 
@@ -111,8 +116,7 @@ def held(engine: Any):
     word, forward = Word(), engine._forward
 
     def wait(*arguments: Any) -> Any:
-        word.reached.release()
-        assert word.given.wait(PATIENCE)
+        word.wait()
         return forward(*arguments)
 
     engine._forward = wait

@@ -92,8 +92,8 @@ def build(service: Service, settings: Settings, metrics: Metrics) -> ASGIApp:
         return service.models()
 
     async def health() -> Response:
-        """Whether the model can score: 200, else 503."""
-        return Response(status_code=200 if service.scheduler.lost is None else 503)
+        """200 while the model can score and no pass takes longer than a request may; else 503."""
+        return Response(status_code=200 if service.scheduler.works(settings.timeout) else 503)
 
     async def version() -> wire.Version:
         """Of pyrerank."""

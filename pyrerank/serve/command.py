@@ -47,6 +47,8 @@ def serve(args: argparse.Namespace, media: Media) -> int:
         page=args.page,
         **{name: getattr(args, name) for name in LIMITS},
     )
+    # Tokenizers would take all cores, which an engine on a CPU needs, for each text that is read.
+    os.environ.setdefault("RAYON_NUM_THREADS", "2")
     checkpoint = open_checkpoint(args.model)
     embeds = _task(checkpoint, args) == "embed"
     _log_to_stderr()
@@ -77,6 +79,7 @@ def serve(args: argparse.Namespace, media: Media) -> int:
             server.run([bound])
         finally:
             service.close()
+            scheduler.engine.close()
     return 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyrerank.jsonl import content_of
 from pyrerank.media import KINDS, is_parts
@@ -30,10 +30,23 @@ def several(value: Any) -> list[Any]:
     return value if isinstance(value, list) and not is_parts(value) else [value]
 
 
-def size(value: Any) -> tuple[int, int]:
-    """How many characters of text, and how many images, videos and frames, a content or a
-    conversation has, whether or not it can be read."""
-    characters = pictures = 0
+class Size(NamedTuple):
+    """How much is to be read.
+
+    Attributes:
+        characters: of text.
+        pictures: images, videos and frames.
+        fetched: those of them that other hosts have.
+    """
+
+    characters: int = 0
+    pictures: int = 0
+    fetched: int = 0
+
+
+def size(value: Any) -> Size:
+    """The size of a content or a conversation, whether or not it can be read."""
+    characters = pictures = fetched = 0
     texts, visuals = [value], []  # no recursion: it may be nested deep
     while texts:
         each = texts.pop()
@@ -50,7 +63,9 @@ def size(value: Any) -> tuple[int, int]:
             visuals += each
         else:
             pictures += each is not None
-    return characters, pictures
+            url = each.get("url") if isinstance(each, dict) else each
+            fetched += isinstance(url, str) and url.lstrip()[:4].lower() == "http"
+    return Size(characters, pictures, fetched)
 
 
 def conversation(messages: Any, name: str) -> tuple[str | None, Any]:

@@ -14,12 +14,19 @@ from pyrerank.errors import NonFiniteScore
 from pyrerank.inputs import Input, Pair, Prompt
 from pyrerank.media import Reader
 from pyrerank.pictures import Media
+from pyrerank.serve.contents import Size
 from pyrerank.serve.errors import BadRequest, NotHere
 from pyrerank.serve.schedule import Job, Scheduler
 
-READERS = 2  # threads; more would take an engine on a CPU its cores
+# Threads that read requests, by kind, so that no kind waits for another.  More would take an engine
+# on a CPU its cores.  Those that fetch pictures mostly wait for other hosts.
+THREADS = {"small": 2, "large": 1, "fetching": 2}
 LOT = 64  # items that are made tokens at a time
 CHARACTERS = 2**20  # of them, or of one that has more
+CHARACTERS_PER_TOKEN, TOKENS_PER_PICTURE = (
+    4,
+    1000,
+)  # about; they decide which thread reads a request
 
 
 @dataclass(frozen=True)
@@ -51,18 +58,28 @@ class Reading:
         self._scheduler = scheduler
         self._media = media
         self._max_tokens = max_tokens
-        self._threads = ThreadPoolExecutor(READERS, "pyrerank-read")
+        self._threads = {
+            kind: ThreadPoolExecutor(count, f"pyrerank-read-{kind}")
+            for kind, count in THREADS.items()
+        }
 
     def close(self) -> None:
         """Ends the threads, after what they have."""
-        self._threads.shutdown()
+        for threads in self._threads.values():
+            threads.shutdown()
 
     async def rows(
-        self, entries: Sequence[Entry], job: Job, truncate: int | None
+        self, entries: Sequence[Entry], job: Job, truncate: int | None, size: Size
     ) -> list[torch.Tensor]:
         """The engine's rows for entries, in order; ``job.prompts`` has their prompts then.
 
-        ``truncate`` is the most tokens of a prompt; None and -1 are the model's limit.
+        When it is cancelled, it ends as soon as no thread holds the entries any more.
+
+        Args:
+            entries: what is read, and belongs to the request's body.
+            job: the request's.
+            truncate: the most tokens of a prompt; None and -1 are the model's limit.
+            size: of all entries together.
 
         Raises:
             BadRequest: an entry that cannot be read; nothing was run.
@@ -70,15 +87,31 @@ class Reading:
             DeviceError, RuntimeError: a pass that failed.
         """
         limit = None if truncate == -1 else truncate
-        self._threads.submit(self._queue, entries, job, limit)
-        rows = await asyncio.wrap_future(job.done)
+        kind = "fetching" if size.fetched else "large" if self._is_large(size) else "small"
+        job.small = kind == "small"
+        held = [entries]  # a work item that is cancelled stays in the executor's queue
+        reading = self._threads[kind].submit(self._queue, held, job, limit)
+        try:
+            rows = await asyncio.wrap_future(job.done)
+        except asyncio.CancelledError:
+            if reading.cancel():
+                held.clear()
+            else:
+                await asyncio.wait([asyncio.wrap_future(reading)])
+            raise
         for entry, row in zip(entries, rows, strict=True):
             # here, because the engine would read all weights to name those that are not finite
             if not row.isfinite().all():
                 raise NonFiniteScore(f"the model gave NaN or infinity for {entry.name}")
         return rows
 
-    def _queue(self, entries: Sequence[Entry], job: Job, limit: int | None) -> None:
+    def _is_large(self, size: Size) -> bool:
+        """Whether one pass will hardly hold it."""
+        tokens = size.characters / CHARACTERS_PER_TOKEN + size.pictures * TOKENS_PER_PICTURE
+        return tokens > self._scheduler.engine.token_budget
+
+    def _queue(self, held: list[Sequence[Entry]], job: Job, limit: int | None) -> None:
+        [entries] = held
         try:
             reader = Reader(replace(self._media, wanted=lambda: not job.done.cancelled()))
             prompts: list[Prompt] = []

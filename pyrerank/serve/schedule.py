@@ -52,6 +52,8 @@ class Job:
         arrived: when the request came, of `time.monotonic`; the order of small jobs.
         done: the rows, in the order of the prompts; when it is cancelled, the job leaves the queue.
         prompts: set before the job is queued.
+        small: whether it was taken for small before it was read; then large ones do not hold it
+            back, whatever it turns out to be.
         waiting: tokens of the prompts that wait.
         computed: of each prompt, how many tokens were computed for it, and not for another before.
         times: when it was queued, started and done.
@@ -63,6 +65,7 @@ class Job:
     arrived: float = field(default_factory=time.monotonic)
     done: Future[list[torch.Tensor]] = field(default_factory=Future)
     prompts: Sequence[Prompt] = ()
+    small: bool = False
     waiting: int = 0
     computed: dict[int, int] = field(default_factory=dict)
     times: dict[str, float] = field(default_factory=dict)
@@ -152,6 +155,7 @@ class Scheduler:
         engine: the loaded engine, which has run a prompt.
         waiting: tokens of prompts that wait.
         lost: why the engine can never be used again; None while it can.
+        began: when the pass that runs began, of `time.monotonic`; None where none runs.
 
     Raises: as ``load``, and as a pass does.
     """
@@ -164,6 +168,7 @@ class Scheduler:
     ) -> None:
         self.waiting = 0
         self.lost: str | None = None
+        self.began: float | None = None
         self._batch_wait = batch_wait
         self._watch = watch
         self._queue: list[Job] = []  # by arrival
@@ -188,9 +193,11 @@ class Scheduler:
         job.done.add_done_callback(lambda _: self._drop(job))
         budget = self.engine.token_budget
 
+        def is_large(job: Job) -> bool:
+            return job.is_large(budget) and not job.small
+
         def has_room() -> bool:
-            large = job.is_large(budget)
-            alike = (each.waiting for each in self._queue if each.is_large(budget) == large)
+            alike = (each.waiting for each in self._queue if is_large(each) == is_large(job))
             return job.done.done() or sum(alike) < QUEUE * budget
 
         with self._changed:
@@ -200,6 +207,11 @@ class Scheduler:
                 insort(self._queue, job, key=lambda queued: queued.arrived)
                 self.waiting += job.waiting
                 self._changed.notify_all()
+
+    def works(self, seconds: float) -> bool:
+        """Whether the engine can be used, and no pass has run for longer than ``seconds``."""
+        began = self.began
+        return self.lost is None and (began is None or time.monotonic() - began <= seconds)
 
     def close(self) -> None:
         """Works off what is queued, and ends the thread."""
@@ -293,15 +305,18 @@ class Scheduler:
         self, engine: Engine[Any, Any], windows: Iterable[Sequence[Prompt]], taken: Taken
     ) -> None:
         """Hands out the rows of the windows, pass by pass, and removes them from ``taken``."""
-        start, before = time.monotonic(), engine.computed
-        with closing(engine.stream(windows, keep=True)) as passes:
-            for run, rows in passes:
-                self._watch(len(rows), engine.computed - before, time.monotonic() - start)
-                each = zip(run.members, rows, run.prompts, run.shared, strict=True)
-                for member, row, prompt, shared in each:
-                    job, n = taken.pop(member)
-                    job.put(n, row, len(prompt.ids) - shared)
-                start, before = time.monotonic(), engine.computed
+        self.began, before = time.monotonic(), engine.computed
+        try:
+            with closing(engine.stream(windows, keep=True)) as passes:
+                for run, rows in passes:
+                    self._watch(len(rows), engine.computed - before, time.monotonic() - self.began)
+                    each = zip(run.members, rows, run.prompts, run.shared, strict=True)
+                    for member, row, prompt, shared in each:
+                        job, n = taken.pop(member)
+                        job.put(n, row, len(prompt.ids) - shared)
+                    self.began, before = time.monotonic(), engine.computed
+        finally:
+            self.began = None
 
     def _run_apart(self, engine: Engine[Any, Any], taken: Taken) -> None:
         """Runs each job that was left without rows by itself: only those that fail then get the

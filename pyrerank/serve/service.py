@@ -5,7 +5,9 @@ Knows the wire formats and the engines, and nothing of HTTP.
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,10 +16,11 @@ from typing import Any
 from pyrerank.embedder import Embedder
 from pyrerank.inputs import Pair, Prompt
 from pyrerank.media import Content, Reader
-from pyrerank.pictures import Media
+from pyrerank.outputs import numbers
+from pyrerank.pictures import Media, shown
 from pyrerank.reranker import Reranker, Score
 from pyrerank.serve import wire
-from pyrerank.serve.contents import content, conversation, echo, several, size
+from pyrerank.serve.contents import Size, content, conversation, echo, several, size
 from pyrerank.serve.errors import BadRequest, NotFound
 from pyrerank.serve.reading import Entry, Reading
 from pyrerank.serve.schedule import Job, Scheduler
@@ -26,6 +29,7 @@ from pyrerank.serve.settings import Settings
 # Making tokens takes up to half a KiB of memory and a microsecond for each character, also of what
 # is over the model's limit and cut afterwards.
 MAX_CHARACTERS = 2**20  # of one content
+NO_THOUGHT = "enable_thinking", False  # of templates; the published ones have none
 CHARACTERS = 16  # of all prompts of a request, for each token that they may have
 
 
@@ -116,25 +120,29 @@ class Service:
         if not 1 <= dim <= engine.dim:
             raise BadRequest(f"dimensions must be 1 to {engine.dim}, got {dim}", "dimensions")
         field, inputs = _inputs(request)
-        self._check(request, field, inputs, 1)
+        size = self._check(request, field, inputs, 1)
+        _check_embedding(request, field, inputs)
         instruction = self._instruction(request, len(inputs))
         entries = [
             self._input(engine, f"{field}[{i}]", each, instruction) for i, each in enumerate(inputs)
         ]
-        rows = await self._reading.rows(entries, job, request.truncate_prompt_tokens)
-        data = []
-        for i, row in enumerate(rows):
-            name = entries[i].name
-            vector = engine.result(job.prompts[i], row, name, dim=request.dimensions).vector
-            embedding = (
-                vector.tolist()
-                if request.encoding_format == "float"
-                else base64.b64encode(vector.astype("<f4").tobytes()).decode()
+        rows = await self._reading.rows(entries, job, request.truncate_prompt_tokens, size)
+        wanted: Any = {"dim": request.dimensions, "normalize": request.use_activation}
+        vectors = [
+            engine.result(prompt, row, entry.name, **wanted).vector
+            for prompt, row, entry in zip(job.prompts, rows, entries, strict=True)
+        ]
+        embeddings: Sequence[list[float] | str]
+        if request.encoding_format == "float":
+            embeddings = await asyncio.to_thread(lambda: [numbers(each) for each in vectors])
+        else:
+            embeddings = [base64.b64encode(v.astype("<f4").tobytes()).decode() for v in vectors]
+        data = [
+            wire.EmbeddingData(
+                index=i, object="embedding", embedding=each, **_details(request, job, i)
             )
-            extra = _details(request, job, i)
-            data.append(
-                wire.EmbeddingData(index=i, object="embedding", embedding=embedding, **extra)
-            )
+            for i, each in enumerate(embeddings)
+        ]
         return wire.EmbeddingResponse(id=f"embd-{id}", data=data, **self._list(request, job))
 
     def models(self) -> wire.ModelList:
@@ -153,8 +161,11 @@ class Service:
         engine = self.scheduler.engine
         if not isinstance(engine, Reranker):
             raise NotFound("the model served here makes embeddings; it does not score pairs")
-        self._check(request, first, queries, len(documents) // len(queries) if queries else 1)
-        self._check(request, second, documents, 1)
+        uses = len(documents) // len(queries) if queries else 1
+        sizes = [
+            self._check(request, first, queries, uses),
+            self._check(request, second, documents, 1),
+        ]
         instruction = self._instruction(request, len(documents))
 
         def entry(i: int) -> Entry:
@@ -177,13 +188,14 @@ class Service:
             return Entry(name, read, blamed)
 
         entries = [entry(i) for i in range(len(documents))]
-        rows = await self._reading.rows(entries, job, request.truncate_prompt_tokens)
+        size = Size(*map(sum, zip(*sizes, strict=True)))
+        rows = await self._reading.rows(entries, job, request.truncate_prompt_tokens, size)
         each = zip(job.prompts, rows, entries, strict=True)
         return [engine.result(prompt, row, entry.name) for prompt, row, entry in each]
 
     def _input(self, engine: Embedder, name: str, value: Any, instruction: str | None) -> Entry:
         def read(reader: Reader) -> Any:
-            if isinstance(value, list) and value and isinstance(value[0], int):
+            if _is_ids(value):
                 return _prompt(engine, name, value)
             if name.startswith("messages"):
                 own, said = conversation(value, name)
@@ -192,8 +204,10 @@ class Service:
 
         return Entry(name, read, {"instruction": "instruction"})
 
-    def _check(self, request: wire.Request, field: str, values: Sequence[Any], uses: int) -> None:
-        """Refuses what the server does not take; each value is in as many prompts as ``uses``."""
+    def _check(self, request: wire.Request, field: str, values: Sequence[Any], uses: int) -> Size:
+        """The size of what is read, each value in as many prompts as ``uses``; refuses what the
+        server does not take."""
+        _refuse_what_is_not_done(request)
         limits, engine = self._settings, self.scheduler.engine
         if request.model and request.model not in limits.names:
             raise NotFound(
@@ -213,28 +227,29 @@ class Service:
                 field,
             )
         sizes = [size(value) for value in values]
-        longest = max(range(len(values)), key=lambda i: sizes[i][0])
-        if sizes[longest][0] > MAX_CHARACTERS:
+        longest = max(range(len(values)), key=lambda i: sizes[i].characters)
+        if sizes[longest].characters > MAX_CHARACTERS:
             name = field if field == "query" else f"{field}[{longest}]"
             raise BadRequest(
-                f"{name} has {sizes[longest][0]} characters, and the server takes "
+                f"{name} has {sizes[longest].characters} characters, and the server takes "
                 f"{MAX_CHARACTERS}; cut it",
                 name,
             )
-        count, most = uses * sum(n for n, _ in sizes), CHARACTERS * limits.max_tokens
-        if count > most:
+        characters, pictures, fetched = map(sum, zip(*sizes, strict=True))
+        characters, most = uses * characters, CHARACTERS * limits.max_tokens
+        if characters > most:
             raise BadRequest(
-                f"{field} has {count} characters in all prompts, and the server takes {most}; send "
-                "fewer at a time",
+                f"{field} has {characters} characters in all prompts, and the server takes {most}; "
+                "send fewer at a time",
                 field,
             )
-        count = sum(n for _, n in sizes)
-        if count > limits.max_pictures:
+        if pictures > limits.max_pictures:
             raise BadRequest(
-                f"{field} has {count} images, videos and frames, and the server takes "
+                f"{field} has {pictures} images, videos and frames, and the server takes "
                 f"{limits.max_pictures}; send fewer at a time",
                 field,
             )
+        return Size(characters, pictures, fetched)
 
     def _instruction(self, request: wire.Request, prompts: int) -> Any:
         given = request.chat_template_kwargs or {}
@@ -286,6 +301,29 @@ class Service:
         )
 
 
+def _refuse_what_is_not_done(request: wire.Request) -> None:
+    given = request.model_extra or {}
+    for name in given.keys() & wire.NOT_DONE.keys():
+        neutral, instead = wire.NOT_DONE[name]
+        value = given[name]
+        # 1 is no true
+        if value is None or any(value == each and type(value) is type(each) for each in neutral):
+            continue
+        takes = " or ".join(json.dumps(each) for each in (*neutral, None))
+        raise BadRequest(
+            f"{name} is {shown(value)}, which is not done here: {instead}. Leave it out, or give "
+            f"{takes}",
+            name,
+        )
+    for name, value in (request.chat_template_kwargs or {}).items():
+        if name != "instruction" and value is not None and (name, value) != NO_THOUGHT:
+            raise BadRequest(
+                f"chat_template_kwargs has {shown(name)}, which is not done here: the published "
+                "template takes an 'instruction' only",
+                "chat_template_kwargs",
+            )
+
+
 def _fields(request: wire.ScoreRequest) -> tuple[str, str]:
     """Names of the two fields that are given."""
     given = [
@@ -293,6 +331,11 @@ def _fields(request: wire.ScoreRequest) -> tuple[str, str]:
     ]
     for pair in given:
         if all(getattr(request, name) is not None for name in pair):
+            for name in (name for other in given for name in other if name not in pair):
+                if getattr(request, name) is not None:
+                    raise BadRequest(
+                        f"{name} is given beside {pair[0]} and {pair[1]}; leave it out", name
+                    )
             return pair
     forms = ", ".join(" and ".join(pair) for pair in wire.SCORED)
     [missing, *_] = [n for n in (given or wire.SCORED)[0] if getattr(request, n) is None]
@@ -314,6 +357,48 @@ def _inputs(request: wire.EmbeddingRequest) -> tuple[str, list[Any]]:
     if field == "messages" and value and not isinstance(value[0], list):
         return field, [value]
     return field, several(value)
+
+
+def _is_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], int)
+
+
+def _has_system(messages: Any) -> bool:
+    return isinstance(messages, list) and any(
+        isinstance(message, dict) and message.get("role") == "system" for message in messages
+    )
+
+
+def _check_embedding(request: wire.EmbeddingRequest, field: str, inputs: Sequence[Any]) -> None:
+    """Refuses fields that do not go with these inputs."""
+    kwargs = request.chat_template_kwargs or {}
+    told = kwargs.get("instruction", request.instruction) is not None
+    longest = max((len(each) for each in inputs if _is_ids(each)), default=0)
+    limit = request.truncate_prompt_tokens
+    if longest:
+        if limit is not None and 0 <= limit < longest:
+            raise BadRequest(
+                f"truncate_prompt_tokens is {limit}, and {field} has {longest} token ids, which "
+                "are run as they are; give fewer ids",
+                "truncate_prompt_tokens",
+            )
+        if told:
+            raise BadRequest(
+                "an instruction is part of the prompt, and token ids are run as they are; give "
+                "texts, or no instruction",
+                "instruction",
+            )
+    elif told and field == "messages" and any(_has_system(each) for each in inputs):
+        raise BadRequest(
+            "the text of the system's message is the instruction; give either", "instruction"
+        )
+    if not longest and request.add_special_tokens is (field == "messages"):
+        given = json.dumps(request.add_special_tokens)
+        raise BadRequest(
+            f"add_special_tokens is {given}, and the published prompt of {field} has the special "
+            "tokens that it has; leave it out",
+            "add_special_tokens",
+        )
 
 
 def _prompt(engine: Embedder, name: str, ids: list[Any]) -> Prompt:

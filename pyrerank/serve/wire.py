@@ -1,8 +1,10 @@
 """The wire formats: what requests and answers are made of.
 
 Names, types and nesting are those of vLLM's server, which has the shapes of Jina, Cohere and
-OpenAI; what is added is ``return_documents`` and ``return_details``.  Fields of requests that are
-not known are ignored, as there.
+OpenAI; what is added is ``return_documents`` and ``return_details``.  A value has the JSON type
+that its field asks for: a number in quotes is no number.  Fields that change results elsewhere and
+are not done here are refused by name, see `NOT_DONE`; fields that nobody documents are ignored, as
+in vLLM.
 """
 
 from __future__ import annotations
@@ -81,7 +83,59 @@ Input = Annotated[
 ]
 
 
+# Fields of vLLM, Jina, Cohere, OpenAI, Voyage, TEI and DashScope that would change a result and are
+# not done: the values that change nothing, besides null, and what is done instead.
+CUT = "texts over the limit are cut at their end"
+TOLD = "give `instruction`"
+FLOATS = "vectors are float32; `encoding_format` may be float or base64"
+FEWER = "give `top_n`"
+PUBLISHED = "pictures are sized and sampled as published"
+ACTIVATION = "give `use_activation`"
+NOT_DONE: dict[str, tuple[tuple[Any, ...], str]] = {
+    "activation": ((True,), ACTIVATION),
+    "chat_template": ((), "the published template is applied"),
+    "embed_dtype": (("float32",), FLOATS),
+    "embedding_type": (("float", ["float"]), FLOATS),
+    "embedding_types": ((["float"],), FLOATS),
+    "endianness": (("little", "native"), FLOATS),
+    "input_type": ((), TOLD),
+    "instruct": ((), TOLD),
+    "late_chunking": ((False,), "each input has a vector of its own text"),
+    "max_chunks_per_doc": ((1,), "documents are not cut into chunks; give `max_tokens_per_doc`"),
+    "max_doc_length": ((), "give `max_tokens_per_doc`"),
+    "max_query_length": ((), "give `max_tokens_per_query`"),
+    "max_tokens": ((), "give `truncate_prompt_tokens`"),
+    "max_tokens_per_doc": ((0,), "give `truncate_prompt_tokens`"),
+    "max_tokens_per_query": ((0,), "give `truncate_prompt_tokens`"),
+    "media_io_kwargs": (({},), PUBLISHED),
+    "mm_processor_kwargs": (({},), PUBLISHED),
+    "normalize": ((True,), ACTIVATION),
+    "normalized": ((True,), ACTIVATION),
+    "output_dimension": ((), "give `dimensions`"),
+    "output_dtype": (("float",), FLOATS),
+    "overlap_tokens": ((), "documents are not cut into chunks"),
+    "padding": (("do_not_pad",), "prompts are not padded"),
+    "prompt": ((), TOLD),
+    "prompt_name": ((), TOLD),
+    "rank_fields": (([], ["text"]), "documents are ranked by `text`, `image` and `video`"),
+    "raw_scores": ((False,), ACTIVATION),
+    "relevant_spans": (({"mode": "disabled"},), "documents are scored as a whole"),
+    "return_embeddings": ((False,), "documents are scored, not embedded"),
+    "return_text": ((False,), "give `return_documents`"),
+    "softmax": ((True,), ACTIVATION),
+    "task": ((), TOLD),
+    "top_k": ((), FEWER),
+    "truncate": ((True, "END", "end"), CUT),
+    "truncate_dim": ((), "give `dimensions`"),
+    "truncation": ((True,), CUT),
+    "truncation_direction": (("Right", "right"), CUT),
+    "truncation_side": (("right",), CUT),
+}
+
+
 class Request(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
     model: str | None = Field(None, description="One of the names at /v1/models.")
     instruction: str | None = Field(None, description="What counts as relevant.")
     chat_template_kwargs: dict[str, Any] | None = Field(
@@ -93,9 +147,6 @@ class Request(BaseModel):
         description="Most tokens of a prompt, to which texts are cut; -1 or nothing: the model's "
         "limit.",
     )
-    truncation_side: Literal["right"] | None = None
-    chat_template: None = Field(None, description="The published one is applied.")
-    mm_processor_kwargs: None = Field(None, description="Pictures are sized as published.")
     request_id: str | None = Field(None, pattern=f"^{REQUEST_ID}$")
     return_details: bool = Field(
         False, description="Adds logits, token counts and times to the answer."
@@ -156,9 +207,13 @@ class EmbeddingRequest(Request):
     input: Input = None
     messages: Messages = None
     encoding_format: Literal["float", "base64"] = "float"
-    embed_dtype: Literal["float32"] = "float32"
-    endianness: Literal["native", "little"] = "little"
     dimensions: int | None = None
+    use_activation: bool | None = Field(
+        None, description="Whether vectors have length 1; nothing: as the checkpoint's files say."
+    )
+    add_special_tokens: bool | None = Field(
+        None, description="The published prompt has the special tokens that it has."
+    )
 
 
 class Timing(BaseModel):
