@@ -47,7 +47,8 @@ def job(engine: Reranker, *documents: str, query: str = QUERY, **of: Any) -> Job
 
 def found(engine: Reranker, job: Job) -> list[float]:
     rows = job.done.result(PATIENCE)
-    return [engine.result(prompt, row).score for prompt, row in zip(job.prompts, rows, strict=True)]
+    each = zip(job.prompts, rows, strict=True)
+    return [engine.result(prompt, row, "").score for prompt, row in each]
 
 
 def body(*documents: str, query: str = QUERY) -> dict[str, Any]:
@@ -277,7 +278,7 @@ class TestFailure:
         scheduler.close()
 
     def test_over_http(self, served, loaded):
-        encode = served.engine.encode
+        encode = served.engine.prompts
         bad: list[Any] = []
 
         def encode_and_mark(items: list[Any], limit: int | None) -> list[Any]:
@@ -287,7 +288,7 @@ class TestFailure:
             )
             return prompts
 
-        served.engine.encode = encode_and_mark
+        served.engine.prompts = encode_and_mark
         self.fail_if(served.engine, bad, RuntimeError("with a secret"))
         responses = served.ask_all([("POST", "/score", body(text)) for text in "axb"])
         assert [response.status_code for response in responses] == [200, 500, 200]

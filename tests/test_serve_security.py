@@ -495,13 +495,13 @@ class TestTexts:
 
     def test_tokens_are_made_of_so_many_characters_at_a_time(self, reranker, monkeypatch):
         monkeypatch.setattr(reading, "CHARACTERS", 100)
-        lots, encode = [], reranker.engine.encode
+        lots, encode = [], reranker.engine.prompts
 
         def counted(items: Any, limit: int | None) -> Any:
             lots.append([len(item.query.text + item.document.text) for item in items])
             return encode(items, limit)
 
-        monkeypatch.setattr(reranker.engine, "encode", counted, raising=False)
+        monkeypatch.setattr(reranker.engine, "prompts", counted, raising=False)
         documents = ["b" * n for n in (90, 5, 30, 40, 300, 1, 1)]
         response = reranker.post("/rerank", {"query": "a", "documents": documents})
         assert lots == [[91, 6], [31, 41], [301], [2, 2]]
