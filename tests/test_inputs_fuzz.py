@@ -500,7 +500,7 @@ NO_LIST = [
     lambda: iter(["a", "cat"]),
     lambda: range(2),
     lambda: [{"type": "text", "text": "a"}],
-    lambda: np.array(["a", "cat"]),
+    lambda: np.array([["a", "cat"]]),
 ]
 
 
