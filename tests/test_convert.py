@@ -1,6 +1,7 @@
 """Conversion: transformers scores what comes out as it scored what went in."""
 
 import json
+import os
 import resource
 import shutil
 import signal
@@ -176,6 +177,23 @@ class TestConverted:
         source = checkpoint(KINDS[0], torch.float16)
         convert(source, tmp_path / "target")
         assert tensors(tmp_path / "target")["model.norm.weight"].dtype == torch.float16
+
+    def test_all_of_it_is_on_the_disk_before_it_has_its_name(
+        self, checkpoint, tmp_path, monkeypatch
+    ):
+        synced: list[tuple[int, bool]] = []
+        target = tmp_path / "target"
+        sync = os.fsync
+
+        def fsync(descriptor: int) -> None:
+            synced.append((os.fstat(descriptor).st_ino, target.exists()))
+            sync(descriptor)
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        convert(checkpoint(KINDS[0]), target)
+        for path in [target, *target.rglob("*")]:
+            assert (path.stat().st_ino, False) in synced, path
+        assert synced[-1] == (tmp_path.stat().st_ino, True)
 
 
 class TestRefused:

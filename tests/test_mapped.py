@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from pyrerank import CheckpointChanged, CheckpointError, Embedder, EngineClosed, Reranker
 from pyrerank.checkpoint import open_checkpoint
+from pyrerank.cli import main
 from pyrerank.convert import convert
+from pyrerank.serve.schedule import Job, Scheduler
 
 DOCUMENTS = ["the moon is bright", "bread"]
 
@@ -165,3 +167,34 @@ def test_a_conversion_of_a_folder_that_is_replaced_meanwhile(file, tmp_path, mon
     with pytest.raises(CheckpointError, match=f"{name} was replaced while it was converted"):
         convert(file.parent, tmp_path / "target")
     assert not (tmp_path / "target").exists()
+
+
+def test_a_server_takes_no_more_requests(file):
+    """And is restarted by who watches its health."""
+    engine = Reranker(file.parent, dtype="float32")
+    prompts = engine.encode([engine.pair("x", "moon", "bread")])
+    scheduler = Scheduler(lambda: engine)
+    rewrite(file)
+    job = Job(prompts=prompts)
+    scheduler.submit(job)
+    with pytest.raises(CheckpointChanged, match="was overwritten"):
+        job.done.result(60)
+    scheduler.close()
+    assert "was overwritten" in str(scheduler.lost)
+
+
+def test_a_job_over_lines_stops(file, tmp_path, capsys, monkeypatch):
+    """The lines to come are not at fault, and would all get the same error."""
+    lines = tmp_path / "lines"
+    lines.write_text('{"query": "q", "document": "a"}\n' * 9)
+    pair = Reranker.pair
+
+    def overwritten(*args):
+        rewrite(file)
+        return pair(*args)
+
+    monkeypatch.setattr(Reranker, "pair", overwritten)
+    command = ["score", "--model", str(file.parent), "--input", str(lines), "--dtype", "float32"]
+    assert main(command) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and f"{file} was overwritten" in err
