@@ -71,7 +71,7 @@ class TestOverwritten:
 
     def test_between_the_passes_of_a_call(self, file):
         engine = Reranker(file.parent, dtype="float32", token_budget=1)
-        prompts = engine.encode([engine.pair("x", "moon", document) for document in DOCUMENTS])
+        prompts = engine.prompts([engine.pair("x", "moon", document) for document in DOCUMENTS])
         passes = engine.stream([prompts[:1], prompts[1:]])
         next(passes)
         truncate(file)
@@ -172,7 +172,7 @@ def test_a_conversion_of_a_folder_that_is_replaced_meanwhile(file, tmp_path, mon
 def test_a_server_takes_no_more_requests(file):
     """And is restarted by who watches its health."""
     engine = Reranker(file.parent, dtype="float32")
-    prompts = engine.encode([engine.pair("x", "moon", "bread")])
+    prompts = engine.prompts([engine.pair("x", "moon", "bread")])
     scheduler = Scheduler(lambda: engine)
     rewrite(file)
     job = Job(prompts=prompts)

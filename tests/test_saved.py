@@ -66,7 +66,7 @@ def save(model: torch.nn.Module, source: Path, folder: Path) -> None:
 @torch.no_grad()
 def vectors(model: torch.nn.Module, engine: Embedder) -> torch.Tensor:
     """Of `TEXTS`, by a model of transformers without head."""
-    prompts = engine.encode([engine.input("x", text) for text in TEXTS])
+    prompts = engine.prompts([engine.input("x", text) for text in TEXTS])
     rows = [model(torch.tensor([p.ids])).last_hidden_state[0, -1] for p in prompts]
     return F.normalize(torch.stack(rows), dim=-1)
 
@@ -74,7 +74,7 @@ def vectors(model: torch.nn.Module, engine: Embedder) -> torch.Tensor:
 @torch.no_grad()
 def logits(model: torch.nn.Module, engine: Reranker) -> torch.Tensor:
     """Of "q" with `TEXTS`, by a classifier of transformers."""
-    prompts = engine.encode([engine.pair("x", "q", text) for text in TEXTS])
+    prompts = engine.prompts([engine.pair("x", "q", text) for text in TEXTS])
     inputs = [{"input_ids": torch.tensor([p.ids])} for p in prompts]
     return torch.stack([model(**each).logits.flatten()[-1] for each in inputs])
 
