@@ -156,7 +156,7 @@ def _embed(args: argparse.Namespace) -> int:
         engine = Embedder(
             args.model,
             dim=args.dim,
-            normalize=not args.no_normalize,
+            normalize=False if args.no_normalize else None,
             max_tokens=args.max_tokens,
             device=args.device,
             dtype=args.dtype,

@@ -30,6 +30,7 @@ from pyrerank.checkpoint import ARCHITECTURES, Checkpoint, open_checkpoint
 from pyrerank.embedder import Embedder
 from pyrerank.errors import CheckpointError
 from pyrerank.find import read_json
+from pyrerank.inputs import PromptEncoder
 from pyrerank.lora import merge
 from pyrerank.reranker import Reranker, prompt_encoder
 
@@ -134,6 +135,7 @@ def convert(
         if not embedder:
             tokenizer = checkpoint.tokenizer()
             encoder = prompt_encoder(checkpoint)
+            _check_sayable(checkpoint, encoder, PromptEncoder(tokenizer, checkpoint.family))
             w, _ = checkpoint.classifier_vector(encoder.yes, encoder.no)
             added["score.weight"] = w[None]
         files = _write_weights(checkpoint, kept, added, folder)
@@ -153,6 +155,17 @@ def convert(
     number = len(_documents(checkpoint))
     compared = f"{kind} of {number} {'inputs' if embedder else 'pairs'}"
     return Converted(written.architecture, files, compared, difference)
+
+
+def _check_sayable(checkpoint: Checkpoint, asked: PromptEncoder, plain: PromptEncoder) -> None:
+    """Refuses prompts that a folder without files of sentence-transformers has no place for."""
+    same = (asked.max_tokens, asked.default) == (plain.max_tokens, plain.default)
+    if checkpoint.modules.lower_case or not same or not asked.is_published:
+        raise CheckpointError(
+            f"{checkpoint.path} cannot be converted: its files of sentence-transformers ask for "
+            "another chat template, prompt, limit or lowercase text, and a converted folder has "
+            "none of them"
+        )
 
 
 @contextmanager

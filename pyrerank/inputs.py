@@ -297,6 +297,7 @@ class PromptEncoder(Encoder[Pair]):
     Attributes:
         yes, no: ids of the tokens whose logits are compared; without ``no``, yes's is the score.
         default: instruction of pairs for which nobody gave one.
+        is_published: whether prompts are worded as the published script words them.
     """
 
     yes: int
@@ -314,6 +315,7 @@ class PromptEncoder(Encoder[Pair]):
             self._parts = None
         elif self._parts is not None:
             self.default = modules.default_prompt
+        self.is_published = self._parts is None
         self._least = self._shortest(Pair(self.default, Content(), Content()))
 
     def _as_published(self, prompt: str | None) -> bool:

@@ -194,7 +194,10 @@ def identity(checkpoint: Checkpoint) -> str:
     weights, and of each tensor its name, its shape, and its first 4 KiB."""
     hashed = blake2b(digest_size=16)
     folder = checkpoint.path
-    for file in sorted({*folder.glob("*.json"), *folder.glob("*/*.json")}):
+    names = ("*.json", "*/*.json", "*.jinja", "*/*.jinja")
+    files = {file for name in names for file in folder.glob(name)}
+    layers = {step.file for step in checkpoint.modules.steps if step is not None}
+    for file in sorted(files | layers):
         hashed.update(f"{file.relative_to(folder)}\0{digest_of(file.read_bytes())}\0".encode())
     for weights in sorted({file.path for file in checkpoint.tensors.values()}):
         with weights.open("rb") as opened:
