@@ -27,7 +27,8 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pooling")
     torch.manual_seed(0)
     sizes = {"vocab_size": 16026, "hidden_size": 64, "intermediate_size": 64, "head_dim": 64,
-             "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}  # fmt: skip
+             "num_hidden_layers": 2, "num_attention_heads": 2,
+             "num_key_value_heads": 2}  # fmt: skip
     Qwen3ForCausalLM(Qwen3Config(**sizes, tie_word_embeddings=True)).save_pretrained(folder)
     shutil.copy(DEMO / "tokenizer.json", folder)
     (folder / "1_Pooling").mkdir()
