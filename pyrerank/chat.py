@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,8 @@ class Chat:
     file: str
     variables: Mapping[str, Any] = field(default_factory=dict)
     structured: bool = True
+    _embedding: dict[bool, list[str]] = field(default_factory=dict, compare=False, repr=False)
+    _scoring: dict[bool, list[str] | None] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of_folder(
@@ -77,18 +78,20 @@ class Chat:
             structured = any(pattern in source for pattern in _STRUCTURED)
         return cls(source, file, values, structured)
 
-    @cached_property
-    def embedding(self) -> dict[bool, list[str]]:
-        """Wording of an embedder's prompt without and with an instruction; see `_parts`."""
-        return {system: self._parts(["user"], system) for system in (False, True)}
+    def embedding(self, system: bool) -> list[str]:
+        """Wording of an embedder's prompt, with an instruction or without; see `_parts`."""
+        if system not in self._embedding:
+            self._embedding[system] = self._parts(["user"], system)
+        return self._embedding[system]
 
-    @cached_property
-    def scoring(self) -> dict[bool, list[str]] | None:
+    def scoring(self, system: bool) -> list[str] | None:
         """As `embedding`, of a pair's prompt; None where the template knows no pairs."""
-        try:
-            return {system: self._parts(["query", "document"], system) for system in (False, True)}
-        except _NoPairs:
-            return None
+        if system not in self._scoring:
+            try:
+                self._scoring[system] = self._parts(["query", "document"], system)
+            except _NoPairs:
+                self._scoring[system] = None
+        return self._scoring[system]
 
     def _parts(self, roles: list[str], system: bool) -> list[str]:
         """Texts of the template at even places, between them the names of what stands there:

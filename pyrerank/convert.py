@@ -159,7 +159,9 @@ def convert(
 
 def _check_sayable(checkpoint: Checkpoint, asked: PromptEncoder, plain: PromptEncoder) -> None:
     """Refuses prompts that a folder without files of sentence-transformers has no place for."""
-    same = (asked.max_tokens, asked.default) == (plain.max_tokens, plain.default)
+    most = min(plain.max_tokens, checkpoint.max_positions)  # lower is a choice of the folder's
+    same = most <= checkpoint.modules.limit(plain.max_tokens) <= plain.max_tokens
+    same &= asked.default == plain.default
     if checkpoint.modules.lower_case or not same or not asked.is_published:
         raise CheckpointError(
             f"{checkpoint.path} cannot be converted: its files of sentence-transformers ask for "

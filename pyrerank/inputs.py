@@ -310,12 +310,14 @@ class PromptEncoder(Encoder[Pair]):
         super().__init__(tokenizer, family, limit)
         self.yes, self.no = modules.answers or (self._token("yes"), self._token("no"))
         self.default: str | None = modules.default_prompt or self.template.default_instruction
-        self._parts = modules.chat.scoring if modules.chat is not None else None
-        if self._parts is not None and self._as_published(modules.default_prompt):
-            self._parts = None
-        elif self._parts is not None:
-            self.default = modules.default_prompt
-        self.is_published = self._parts is None
+        self._chat, prompt = modules.chat, modules.default_prompt
+        if self._chat is not None and self._chat.scoring(prompt is not None) is None:
+            self._chat = None  # it knows no pairs
+        elif self._chat is not None and self._as_published(prompt):
+            self._chat = None
+        elif self._chat is not None:
+            self.default = prompt
+        self.is_published = self._chat is None
         self._least = self._shortest(Pair(self.default, Content(), Content()))
 
     def _as_published(self, prompt: str | None) -> bool:
@@ -331,8 +333,13 @@ class PromptEncoder(Encoder[Pair]):
         )
 
     def wording(self, item: Pair) -> Wording:
-        if self._parts is not None:
-            parts = self._parts[item.instruction is not None]
+        if self._chat is not None:
+            parts = self._chat.scoring(item.instruction is not None)
+            if parts is None:
+                raise ValueError(
+                    f"the checkpoint's chat template ({self._chat.file}) has no place for an "
+                    "instruction; give none"
+                )
             contents = {"query": item.query, "document": item.document}
             return chat_prompt(parts, item.instruction, contents)
         return self.template.prompt(item.instruction or "", item.query, item.document)
@@ -365,7 +372,7 @@ class PromptEncoder(Encoder[Pair]):
         ]
         texts = [content.text or "" for content in contents]
         own = None
-        if self._parts is None:
+        if self._chat is None:
             try:
                 own, *texts = unformat(*texts)
             except ValueError as error:
@@ -393,7 +400,7 @@ class EmbeddingEncoder(Encoder[Input]):
     def wording(self, item: Input) -> Wording:
         if self.modules.chat is not None:
             said = item.prompt if item.instruction is None else item.instruction
-            parts = self.modules.chat.embedding[said is not None]
+            parts = self.modules.chat.embedding(said is not None)
             return chat_prompt(parts, said, {"user": item.content})
         if self.family == "qwen3-vl":
             return embedding_prompt(item.instruction, item.content)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -24,10 +25,13 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3ForSequenceClassification,
+    Qwen3VLConfig,
+    Qwen3VLModel,
 )
 
 from pyrerank import CheckpointError, Embedder, Reranker
 from pyrerank.checkpoint import open_checkpoint
+from pyrerank.convert import convert
 from pyrerank.find import DEMO
 
 # the demonstration model's vocabulary is a tenth of the published one
@@ -314,7 +318,8 @@ def test_words_added_before_fine_tuning(base):
     texts = ["a [SKU]  7", "x[SKU]y", "ﬀ and eﬀort", "<|field|>name<|field|> [SKU]", "plain", "a"]
     ours = Embedder(saved, dtype="float32")
     same(theirs.encode(texts), ours.embed(texts))
-    [prompt] = ours.encode([ours.input("inputs[0]", "<|own|><|im_end|><think>[SKU]")])
+    mixed = ours._encoder.input("inputs[0]", "<|own|><|im_end|><think>[SKU]", None)
+    [prompt] = ours._encoder.encode([mixed])
     added = [id for id in prompt.ids if id >= 16000]
     assert added == [tokenizer.convert_tokens_to_ids("[SKU]")]
 
@@ -330,6 +335,101 @@ def test_a_head_that_a_tied_checkpoint_stores(base):
     with torch.no_grad():
         ends = [model(torch.tensor([e.ids])).logits[0, -1] for e in explained]
     same(np.array([(end[yes] - end[no]).item() for end in ends]), logits(engine))
+
+
+VL_TEMPLATE = (
+    "{%- set said = (messages | selectattr('role', 'eq', 'system') | first).content[0].text %}"
+    "<|im_start|>system\n{{ said or 'Represent.' }}<|im_end|>\n{% for message in messages %}"
+    "{% if message.role == 'user' %}<|im_start|>user\n{% for part in message.content %}"
+    "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ part.text }}{% endif %}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture
+def vl(tmp_path) -> Path:
+    """A small Qwen3VLModel with files of sentence-transformers, which itself needs torchvision for
+    this family."""
+    torch.manual_seed(1)
+    text = dict(
+        vocab_size=VOCABULARY, hidden_size=SIZE, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=32,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_interleaved": True,
+                         "mrope_section": [6, 5, 5]},
+    )  # fmt: skip
+    vision = dict(depth=1, hidden_size=32, intermediate_size=32, num_heads=2, out_hidden_size=SIZE,
+                  deepstack_visual_indexes=[0], num_position_embeddings=16)  # fmt: skip
+    ids = {"image_token_id": 16012, "video_token_id": 16013}
+    Qwen3VLModel(Qwen3VLConfig(text_config=text, vision_config=vision, **ids)).save_pretrained(
+        tmp_path
+    )
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(DEMO / name, tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(VL_TEMPLATE)
+    parts = [("Transformer", ""), ("Pooling", "1_Pooling")]
+    entries = [{"type": f"sentence_transformers.models.{kind}", "path": at} for kind, at in parts]
+    (tmp_path / "modules.json").write_text(json.dumps(entries))
+    (tmp_path / "1_Pooling").mkdir()
+    edit(tmp_path / "1_Pooling/config.json", pooling_mode="mean")
+    message = {"method": "forward", "method_output_name": "last_hidden_state"}
+    edit(tmp_path / "sentence_bert_config.json",
+         modality_config={"message": message | {"format": "structured"}},
+         processing_kwargs={"chat_template": {"add_generation_prompt": True}})  # fmt: skip
+    edit(tmp_path / "config_sentence_transformers.json",
+         prompts={"default": "Say it."}, default_prompt_name="default")  # fmt: skip
+    return tmp_path
+
+
+def test_a_vl_embedder(vl):
+    model = Qwen3VLModel.from_pretrained(vl).eval()
+    tokenizer = AutoTokenizer.from_pretrained(vl)
+    want = []
+    for text in TEXTS:
+        messages = [{"role": role, "content": [{"type": "text", "text": said}]}
+                    for role, said in (("system", "Say it."), ("user", text))]  # fmt: skip
+        ids = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        ).input_ids
+        with torch.no_grad():
+            want.append(model(input_ids=ids).last_hidden_state[0].mean(0).numpy())
+    engine = Embedder(vl, dtype="float32")
+    same(np.stack(want), engine.embed(TEXTS))
+    picture = engine.embed([{"text": TEXTS[0], "image": PIL.Image.new("RGB", (64, 64), "red")}])
+    assert np.abs(picture - want[0]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("file", "settings", "message"),
+    [
+        ("processor_config.json", {"image_processor": {"image_mean": [0.48, 0.46, 0.41]}},
+         "image_mean must be .* in processor_config.json, image_processor"),
+        ("processor_config.json", {"video_processor": {"do_rescale": False}},
+         "do_rescale must be True, got False in processor_config.json, video_processor"),
+        ("preprocessor_config.json", {"do_normalize": False}, "do_normalize must be True"),
+        ("video_preprocessor_config.json", {"rescale_factor": 1.0}, "rescale_factor must be"),
+        ("preprocessor_config.json", {"resample": 2}, "resample must be 3, got 2"),
+        ("config.json", {"image_token_id": 16013}, "gives '<.image_pad.>' the id 16012"),
+    ],
+)  # fmt: skip
+def test_pictures_prepared_in_another_way(vl, file, settings, message):
+    edit(vl / file, **settings)
+    with pytest.raises(CheckpointError, match=message):
+        Embedder(vl, dtype="float32")
+
+
+def test_conversion_of_a_cross_encoder(base):
+    """The tokens are kept, and what a converted folder has no place for is refused."""
+    (base / "chat_template.jinja").write_text(TEMPLATE)
+    _, saved = cross_encoder(base, answers=(40, 71))
+    convert(saved, base.parent / "converted")
+    same(
+        logits(Reranker(saved, dtype="float32")),
+        logits(Reranker(base.parent / "converted", dtype="float32")),
+    )
+    edit(saved / "sentence_bert_config.json", max_seq_length=500)
+    with pytest.raises(CheckpointError, match="cannot be converted: its files of sentence-tran"):
+        convert(saved, base.parent / "other")
 
 
 class TestRefusals:
