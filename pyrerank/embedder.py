@@ -295,6 +295,7 @@ def embed(
     *,
     model: str | os.PathLike[str],
     instruction: str | None = None,
+    prompt_name: str | None = None,
     dim: int | None = None,
     normalize: bool | None = None,
     device: str | torch.device | None = None,
@@ -311,6 +312,7 @@ def embed(
         return engine.embed(
             inputs,
             instruction=instruction,
+            prompt_name=prompt_name,
             dim=dim,
             normalize=normalize,
             media=media,
