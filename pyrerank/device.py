@@ -17,26 +17,30 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _owner: int | None = None
 
 
-def check_process(*, claim: bool = False) -> int:
-    """The id of this process, if it may run models; with ``claim``, it does so from here on.
+def forked() -> bool:
+    """Whether this process was forked from one that ran a model.
 
-    A process that was forked from one that ran a model has the memory of its parent, but not its
-    threads: the thread pools of OpenMP wait for ever for theirs, and CUDA and CANN refuse.
+    It has the memory of its parent then, but not its threads: the thread pools of OpenMP wait for
+    ever for theirs, and CUDA and CANN refuse.
+    """
+    return _owner not in (None, os.getpid())
+
+
+def check_process(*, claim: bool = False) -> None:
+    """Refuses a `forked` process; with ``claim``, notes that this one runs models from here on.
 
     Raises:
         EngineClosed: this process was forked from one that ran a model.
     """
     global _owner
-    process = os.getpid()
-    if _owner not in (None, process):
+    if forked():
         raise EngineClosed(
             f"this process was forked from process {_owner}, which had loaded a model; a forked "
             "process cannot run one: start processes with multiprocessing.get_context('spawn'), "
             "and load the model in each"
         )
     if claim:
-        _owner = process
-    return process
+        _owner = os.getpid()
 
 
 def resolve(device: str | torch.device | None) -> torch.device:

@@ -7,10 +7,8 @@
 from __future__ import annotations
 
 import math
-import os
 import threading
 import traceback
-import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
@@ -39,6 +37,7 @@ from pyrerank.checkpoint import Checkpoint
 from pyrerank.checks import check_flag, check_int, warn
 from pyrerank.device import (
     check_process,
+    forked,
     is_out_of_memory,
     reserve,
     resolve,
@@ -120,7 +119,7 @@ class Engine(Generic[Item, Result]):
         if token_budget is None:
             token_budget = TOKEN_BUDGET_CPU if self.device.type == "cpu" else TOKEN_BUDGET
         self.token_budget = token_budget
-        self._process = check_process(claim=True)
+        check_process(claim=True)
         # Whoever has it may use the model, the graphs and the features.  One thread may take it
         # twice: a finaliser that the garbage collector runs in a pass may close the engine.
         self._lock = threading.RLock()
@@ -200,7 +199,7 @@ class Engine(Generic[Item, Result]):
         child it does nothing either: what an engine holds is the parent's.  ``with Reranker(...) as
         engine:`` closes it at the end.
         """
-        if self._process != os.getpid():
+        if forked():
             return
         with self._lock:
             if self._lost is None:
@@ -335,7 +334,7 @@ class Engine(Generic[Item, Result]):
         """
         with self._use():
             prefix, self._left = self._left or self._model.no_prefix(), None
-        runs = self._plan(windows, prefix.key, keep)
+            runs = self._plan(windows, prefix.key, keep)
         last = None
         with closing(ahead((run, pack(run)) for run in runs)) as packed:
             for run, batch in packed:
@@ -427,13 +426,12 @@ class Engine(Generic[Item, Result]):
         self.graphs = None
         if not works(self.device):
             self._lose(f"a graph failed and left it unusable: {error}")
-        warnings.warn(
+        warn(
             "a forward pass could not be captured or replayed, so this engine runs eagerly from "
             f"here on, with the same scores ({error}). Free memory or streams on {self.device}, or "
             f"lower token_budget, which is {self.token_budget}, for fewer and smaller graphs; "
             "graph=False does without.",
             RuntimeWarning,
-            stacklevel=2,
         )
 
     @contextmanager

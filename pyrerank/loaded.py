@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from pyrerank.device import check_process, resolve, resolve_dtype
+from pyrerank.device import check_process, forked, resolve, resolve_dtype
 from pyrerank.engine import Engine
 from pyrerank.find import find_folder
 
@@ -67,8 +67,9 @@ class Loaded(Generic[E]):
             yield self._engine
 
     def close(self) -> None:
-        """Lets go of the engine."""
-        check_process()
+        """Lets go of the engine; in a forked process, whose parent has it, does nothing."""
+        if forked():
+            return
         with self._lock:
             if self._engine is not None:
                 self._engine.close()
