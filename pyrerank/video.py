@@ -31,9 +31,10 @@ from pyrerank.pictures import (
 # reference takes the side of a token for the side of a patch, and doubles it once more.
 LIST_SQUARES, LIST_SIDE = 16384, 2 * SIDE
 FRAME_PIXELS = 128 * SIDE**2, 768 * SIDE**2  # least and most of a frame
-# Most pixels of a video, two frames counting once.  The reference gives its own limit for a list
-# of frames only; for a file its package's default holds, 0.9 of 128,000 tokens.
-LIST_PIXELS, FILE_PIXELS = 7680 * SIDE**2, 128_000 * SIDE**2 * 0.9
+# Most pixels of a video, two frames counting once.  The reference's scripts hand this limit on with
+# a list of frames only.  Without it, 64 frames of a file have up to 24,576 tokens, which no prompt
+# takes; so it holds for files, too.
+VIDEO_PIXELS = 7680 * SIDE**2
 LIST_RATE = 2.0  # frames a second of a list of frames
 FILE_RATE = 1.0  # frames a second sampled from a file
 MIN_FILE_FRAMES = 4
@@ -91,7 +92,7 @@ def _from_list(frames: Sequence[object], name: str, media: Media) -> Video:
     )
     count = len(picked) + len(picked) % 2
     seconds = _pair_means([i / LIST_RATE for i in range(count)])
-    return Video(_stack(images, count, LIST_PIXELS, name), seconds)
+    return Video(_stack(images, count, name), seconds)
 
 
 def _from_file(file: BinaryIO, name: str, media: Media) -> Video:
@@ -104,7 +105,7 @@ def _from_file(file: BinaryIO, name: str, media: Media) -> Video:
     try:
         total, rate = _scan(file, name)
         picked = _sample(total, rate, media.max_video_frames)
-        frames = _stack(_decode(file, picked, name, media), len(picked), FILE_PIXELS, name)
+        frames = _stack(_decode(file, picked, name, media), len(picked), name)
     except av.FFmpegError as error:
         raise ValueError(f"{name} cannot be decoded: {error.strerror}") from error
     return Video(frames, _pair_means([i / rate for i in picked]))
@@ -170,14 +171,12 @@ def _decode(
     raise ValueError(f"{name} is truncated: frame {index} is missing")
 
 
-def _stack(
-    frames: Iterator[tuple[int, Pixels]], count: int, most_pixels: float, name: str
-) -> Pixels:
-    """Frames resized to the size that a video of ``count`` frames and ``most_pixels`` allows, the
-    last one repeated where there are fewer.
+def _stack(frames: Iterator[tuple[int, Pixels]], count: int, name: str) -> Pixels:
+    """Frames resized to the size that a video of ``count`` frames allows, the last one repeated
+    where there are fewer.
     """
     least, most = FRAME_PIXELS
-    most_here = max(min(most, most_pixels / count * 2), int(least * 1.05))
+    most_here = max(min(most, VIDEO_PIXELS / count * 2), int(least * 1.05))
     shape, resized = None, []
     for i, frame in frames:
         if shape is None:

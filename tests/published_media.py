@@ -25,7 +25,9 @@ from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 PATCH = 16
 SIDE = 2 * PATCH  # of what becomes one token, in pixels
 IMAGE_TOKENS = 4, 1800
-VIDEO_TOKENS = 7680  # of a list of frames; the scripts give no limit for a file
+# The scripts hand it on with a list of frames only, and a file of 64 frames then has up to 24,576
+# tokens, more than a prompt takes: here a file is bounded as a list is.
+VIDEO_TOKENS = 7680
 RATE, MAX_FRAMES = 1, 64
 
 
@@ -100,7 +102,7 @@ class Clip:
         if len(picked) > MAX_FRAMES:
             indices = np.linspace(0, len(picked) - 1, MAX_FRAMES, dtype=int).tolist()
             picked = [picked[i] for i in indices]
-        return cls._fetched({"video": picked, "total_pixels": VIDEO_TOKENS * SIDE**2})
+        return cls._fetched({"video": picked})
 
     @classmethod
     def of_file(cls, path: Path) -> "Clip":
@@ -109,6 +111,7 @@ class Clip:
 
     @classmethod
     def _fetched(cls, video: dict[str, Any]) -> "Clip":
+        video |= {"total_pixels": VIDEO_TOKENS * SIDE**2}
         frames, about = package.fetch_video(video, PATCH, return_video_metadata=True)
         indices = [int(i) for i in about["frames_indices"]]
         seconds = Qwen3VLProcessor._calculate_timestamps(None, indices, about["fps"])
