@@ -395,10 +395,21 @@ class EmbeddingEncoder(Encoder[Input]):
         if not self.modules.listed and self._ends == ([], []):
             self._ends = [], ["<|endoftext|>"]  # as the published tokenizer ends a text
         super().__init__(tokenizer, family, self.modules.limit(MAX_EMBEDDING_TOKENS))
+        self._edits = False  # whether the published script's edits of instructions are made
+        if family == "qwen3-vl" and self.modules.listed:
+            if self.modules.chat is None:
+                raise ValueError(
+                    "modules.json is there, and sentence_bert_config.json has no 'message' among "
+                    "its modalities: sentence-transformers would embed bare texts; download the "
+                    "whole model again, or leave modules.json out"
+                )
+            example = Input("Say.", Content(text="text"))
+            self._edits = self.wording(example) == embedding_prompt("Say.", example.content)
         self._least = self._shortest(Input(None, Content(), self.modules.default_prompt))
 
     def wording(self, item: Input) -> Wording:
-        if self.modules.chat is not None:
+        edits = self._edits and item.instruction is not None  # the folder's prompts are as they are
+        if self.modules.chat is not None and not edits:
             said = item.prompt if item.instruction is None else item.instruction
             parts = self.modules.chat.embedding(said is not None)
             return chat_prompt(parts, said, {"user": item.content})

@@ -395,8 +395,21 @@ def test_a_vl_embedder(vl):
             want.append(model(input_ids=ids).last_hidden_state[0].mean(0).numpy())
     engine = Embedder(vl, dtype="float32")
     same(np.stack(want), engine.embed(TEXTS))
+    # instructions get their full stop, as the published script gives it, where the template is its
+    stopped = engine.embed(TEXTS, instruction="Find it.")
+    np.testing.assert_array_equal(engine.embed(TEXTS, instruction="Find it"), stopped)
+    chat = {"add_generation_prompt": False}
+    edit(vl / "sentence_bert_config.json", processing_kwargs={"chat_template": chat})
+    other = Embedder(vl, dtype="float32").embed(TEXTS, instruction="Find it")
+    assert np.abs(other - stopped).max() > 1e-3
     picture = engine.embed([{"text": TEXTS[0], "image": PIL.Image.new("RGB", (64, 64), "red")}])
     assert np.abs(picture - want[0]).max() > 1e-3
+
+
+def test_a_vl_embedder_of_bare_texts(vl):
+    (vl / "sentence_bert_config.json").unlink()
+    with pytest.raises(CheckpointError, match="sentence-transformers would embed bare texts"):
+        Embedder(vl, dtype="float32")
 
 
 @pytest.mark.parametrize(
