@@ -62,3 +62,13 @@ def test_soak_notices_a_wrong_answer(status, answer):
     assert not soaked.wrong
     soaked._check("good", 0, status, answer)
     assert len(soaked.wrong) == 1
+
+
+def test_serve_measures_one_document_beside_many(tmp_path):
+    file = tmp_path / "beside.json"
+    few = ["--requests", 3, "--beside", 30, "--tokens", 5]
+    done = script("serve.py", "--model", "tiny", "--dtype", "float32", *few, "--json", file)
+    assert done.returncode == 0, done.stderr
+    assert "3 requests of one document, beside such requests" in done.stdout
+    report = json.loads(file.read_text())
+    assert report["alone"]["p50_ms"] > 0 and report["beside_large"]["p99_ms"] > 0

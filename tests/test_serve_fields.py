@@ -3,7 +3,9 @@
 import base64
 import inspect
 import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -250,3 +252,12 @@ class TestNumbers:
         np.testing.assert_allclose(
             np.array(raw["embedding"]) / length, unit["embedding"], rtol=1e-5
         )
+
+
+def test_the_documents_have_all_of_it():
+    page = (Path(__file__).parents[1] / "docs/serve.md").read_text("utf-8")
+    table = re.findall(r"^\| `(\w+)` \| (.*) \| (.*) \|$", page, re.M)
+    assert table == [
+        (name, instead, ", ".join(f"`{json.dumps(value)}`" for value in neutral))
+        for name, (neutral, instead) in wire.NOT_DONE.items()
+    ]

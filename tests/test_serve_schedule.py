@@ -303,6 +303,42 @@ class TestFailure:
         assert (response.status_code, response.json()["error"]["message"]) == (503, "start anew")
         assert served.get("/health").status_code == 503
 
+    def test_a_pass_that_hangs(self, served):
+        with held(served.engine) as word:
+            asking = threading.Thread(target=served.ask, args=("POST", "/score"), kwargs=body("a"))
+            asking.start()
+            word.wait_for_pass()
+            assert not served.scheduler.works(0.0)
+            assert served.scheduler.works(3600.0)
+            assert served.get("/health").status_code == 200
+        asking.join()
+        served.until(lambda: served.scheduler.began is None)
+        assert served.scheduler.works(0.0)
+
+    def test_a_stream_is_closed_before_another_begins(self, engine):
+        want = engine.score(QUERY, ["a"])
+        streams = []
+        stream = engine.stream
+
+        def watched(*arguments: Any, **options: Any) -> Any:
+            streams.append("open")
+            try:
+                yield from stream(*arguments, **options)
+            finally:
+                streams.append("closed")
+
+        def watch(*_: Any) -> None:
+            if streams.count("open") == 2:
+                raise RuntimeError("full disk")
+
+        engine.stream = watched
+        scheduler = Scheduler(lambda: engine, watch=watch)
+        asked = job(engine, "a")
+        scheduler.submit(asked)
+        assert found(engine, asked) == want
+        scheduler.close()
+        assert streams == ["open", "closed"] * (len(streams) // 2)
+
     def test_what_loading_raises(self):
         def load() -> Any:
             raise OutOfMemory("too little")
