@@ -286,9 +286,11 @@ class TestProcess:
         assert done.stdout.startswith("cpu\n[0."), done.stderr
 
     def test_no_cann(self, model):
-        for device in ("npu", ""):
-            done = run(model, device, LD_LIBRARY_PATH="", ASCEND_HOME_PATH="")
-            assert "DeviceError: torch_npu" in done.stderr and "set_env.sh" in done.stderr
+        done = run(model, "npu", LD_LIBRARY_PATH="", ASCEND_HOME_PATH="")
+        assert "DeviceError: torch_npu" in done.stderr and "set_env.sh" in done.stderr
+        done = run(model, "", LD_LIBRARY_PATH="", ASCEND_HOME_PATH="")
+        assert done.stdout.startswith("cpu\n[0.") and done.stderr.count("set_env.sh") == 1
+        assert "RuntimeWarning: no NPU is used: torch_npu" in done.stderr
 
 
 def test_torch_npu_that_is_missing(monkeypatch):
