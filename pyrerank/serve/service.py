@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,11 +16,18 @@ from pyrerank.embedder import Embedder
 from pyrerank.inputs import Pair, Prompt
 from pyrerank.media import Content, Reader
 from pyrerank.outputs import numbers
-from pyrerank.pictures import Media, shown
+from pyrerank.pictures import Media
 from pyrerank.reranker import Reranker, Score
 from pyrerank.serve import wire
 from pyrerank.serve.contents import Size, content, conversation, echo, several, size
 from pyrerank.serve.errors import BadRequest, NotFound
+from pyrerank.serve.fields import (
+    check_embedding,
+    inputs_of,
+    is_ids,
+    refuse_what_is_not_done,
+    scored_fields,
+)
 from pyrerank.serve.reading import Entry, Reading
 from pyrerank.serve.schedule import Job, Scheduler
 from pyrerank.serve.settings import Settings
@@ -29,7 +35,6 @@ from pyrerank.serve.settings import Settings
 # Making tokens takes up to half a KiB of memory and a microsecond for each character, also of what
 # is over the model's limit and cut afterwards.
 MAX_CHARACTERS = 2**20  # of one content
-NO_THOUGHT = "enable_thinking", False  # of templates; the published ones have none
 CHARACTERS = 16  # of all prompts of a request, for each token that they may have
 
 
@@ -90,7 +95,7 @@ class Service:
         )
 
     async def score(self, request: wire.ScoreRequest, id: str, job: Job) -> wire.ScoreResponse:
-        first, second = _fields(request)
+        first, second = scored_fields(request)
         queries, documents = several(getattr(request, first)), several(getattr(request, second))
         if len(queries) not in (1, len(documents)):
             raise BadRequest(
@@ -119,9 +124,9 @@ class Service:
         dim = engine.dim if request.dimensions is None else request.dimensions
         if not 1 <= dim <= engine.dim:
             raise BadRequest(f"dimensions must be 1 to {engine.dim}, got {dim}", "dimensions")
-        field, inputs = _inputs(request)
+        field, inputs = inputs_of(request)
         size = self._check(request, field, inputs, 1)
-        _check_embedding(request, field, inputs)
+        check_embedding(request, field, inputs)
         instruction = self._instruction(request, len(inputs))
         entries = [
             self._input(engine, f"{field}[{i}]", each, instruction) for i, each in enumerate(inputs)
@@ -195,7 +200,7 @@ class Service:
 
     def _input(self, engine: Embedder, name: str, value: Any, instruction: str | None) -> Entry:
         def read(reader: Reader) -> Any:
-            if _is_ids(value):
+            if is_ids(value):
                 return _prompt(engine, name, value)
             if name.startswith("messages"):
                 own, said = conversation(value, name)
@@ -207,7 +212,7 @@ class Service:
     def _check(self, request: wire.Request, field: str, values: Sequence[Any], uses: int) -> Size:
         """The size of what is read, each value in as many prompts as ``uses``; refuses what the
         server does not take."""
-        _refuse_what_is_not_done(request)
+        refuse_what_is_not_done(request)
         limits, engine = self._settings, self.scheduler.engine
         if request.model and request.model not in limits.names:
             raise NotFound(
@@ -298,106 +303,6 @@ class Service:
             parent=None,
             max_model_len=self.scheduler.engine.max_tokens,
             permission=[permission],
-        )
-
-
-def _refuse_what_is_not_done(request: wire.Request) -> None:
-    given = request.model_extra or {}
-    for name in given.keys() & wire.NOT_DONE.keys():
-        neutral, instead = wire.NOT_DONE[name]
-        value = given[name]
-        # 1 is no true
-        if value is None or any(value == each and type(value) is type(each) for each in neutral):
-            continue
-        takes = " or ".join(json.dumps(each) for each in (*neutral, None))
-        raise BadRequest(
-            f"{name} is {shown(value)}, which is not done here: {instead}. Leave it out, or give "
-            f"{takes}",
-            name,
-        )
-    for name, value in (request.chat_template_kwargs or {}).items():
-        if name != "instruction" and value is not None and (name, value) != NO_THOUGHT:
-            raise BadRequest(
-                f"chat_template_kwargs has {shown(name)}, which is not done here: the published "
-                "template takes an 'instruction' only",
-                "chat_template_kwargs",
-            )
-
-
-def _fields(request: wire.ScoreRequest) -> tuple[str, str]:
-    """Names of the two fields that are given."""
-    given = [
-        pair for pair in wire.SCORED if any(getattr(request, name) is not None for name in pair)
-    ]
-    for pair in given:
-        if all(getattr(request, name) is not None for name in pair):
-            for name in (name for other in given for name in other if name not in pair):
-                if getattr(request, name) is not None:
-                    raise BadRequest(
-                        f"{name} is given beside {pair[0]} and {pair[1]}; leave it out", name
-                    )
-            return pair
-    forms = ", ".join(" and ".join(pair) for pair in wire.SCORED)
-    [missing, *_] = [n for n in (given or wire.SCORED)[0] if getattr(request, n) is None]
-    raise BadRequest(f"two fields that belong together must be given: {forms}", missing)
-
-
-def _inputs(request: wire.EmbeddingRequest) -> tuple[str, list[Any]]:
-    """The field that is given, and its inputs."""
-    if (request.input is None) == (request.messages is None):
-        raise BadRequest("either input or messages must be given", "input")
-    field = "input" if request.messages is None else "messages"
-    value = getattr(request, field)
-    if not isinstance(value, list):
-        return field, [value]
-    if field == "input" and value and isinstance(value[0], dict) and "role" in value[0]:
-        field = "messages"  # by another name, as in vLLM
-    if value and isinstance(value[0], int):
-        return field, [value]
-    if field == "messages" and value and not isinstance(value[0], list):
-        return field, [value]
-    return field, several(value)
-
-
-def _is_ids(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], int)
-
-
-def _has_system(messages: Any) -> bool:
-    return isinstance(messages, list) and any(
-        isinstance(message, dict) and message.get("role") == "system" for message in messages
-    )
-
-
-def _check_embedding(request: wire.EmbeddingRequest, field: str, inputs: Sequence[Any]) -> None:
-    """Refuses fields that do not go with these inputs."""
-    kwargs = request.chat_template_kwargs or {}
-    told = kwargs.get("instruction", request.instruction) is not None
-    longest = max((len(each) for each in inputs if _is_ids(each)), default=0)
-    limit = request.truncate_prompt_tokens
-    if longest:
-        if limit is not None and 0 <= limit < longest:
-            raise BadRequest(
-                f"truncate_prompt_tokens is {limit}, and {field} has {longest} token ids, which "
-                "are run as they are; give fewer ids",
-                "truncate_prompt_tokens",
-            )
-        if told:
-            raise BadRequest(
-                "an instruction is part of the prompt, and token ids are run as they are; give "
-                "texts, or no instruction",
-                "instruction",
-            )
-    elif told and field == "messages" and any(_has_system(each) for each in inputs):
-        raise BadRequest(
-            "the text of the system's message is the instruction; give either", "instruction"
-        )
-    if not longest and request.add_special_tokens is (field == "messages"):
-        given = json.dumps(request.add_special_tokens)
-        raise BadRequest(
-            f"add_special_tokens is {given}, and the published prompt of {field} has the special "
-            "tokens that it has; leave it out",
-            "add_special_tokens",
         )
 
 
