@@ -1,4 +1,8 @@
-"""Builds one extension, pyrerank._C, with CMake. No torch, no network.
+"""Builds pyrerank's two extensions with CMake. No torch, no network.
+
+  pyrerank._C      kernels for the host's processor: always the same build, with or without CANN.
+  pyrerank._C_npu  kernels compiled by CANN: for the npu target alone, and loaded where an NPU is
+                   used, because it needs CANN's libraries.
 
 Environment:
   PYRERANK_TARGET    cpu or npu. Default: npu where a CANN toolkit is found, else cpu.
@@ -8,12 +12,12 @@ Environment:
 The npu target also reads ASCEND_HOME_PATH, which the toolkit's set_env.sh sets.
 """
 
+import functools
 import os
 import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 import zlib
 from pathlib import Path
 from typing import NoReturn
@@ -187,6 +191,7 @@ def find_soc(home: Path) -> str:
 # ---- the build ----------------------------------------------------------------------------------
 
 
+@functools.cache
 def choose_target() -> tuple[str, Path | None]:
     """cpu, or npu and its toolkit."""
     target = os.environ.get("PYRERANK_TARGET", "")
@@ -216,26 +221,43 @@ def find_tool(name: str, remedy: str) -> str:
 class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         target, home = choose_target()
+        destination = Path(self.get_ext_fullpath(ext.name))
+        destination.unlink(missing_ok=True)  # an earlier build's
         if not find_compiler():
             if home or os.environ.get("PYRERANK_TARGET"):
                 fail(f"target {target}: needs a C++17 compiler (g++ 12 or newer): none was found.")
-            print("pyrerank: no C++ compiler: installing without kernels, PyTorch runs instead.")
-            return
-        tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
-        options: dict[str, object] = {}
-        cmake = find_tool("cmake", "pip install cmake")
-        if home:
+            if ext.name == "pyrerank._C":
+                print(
+                    "pyrerank: no C++ compiler: installing without kernels, PyTorch runs instead."
+                )
+        elif ext.name == "pyrerank._C":
+            self.build(destination, "cpu", "Ninja", find_tool("ninja", "pip install ninja"))
+        elif home:
             version = find_version(home)
             check_version(home, version)
-            options |= {"PYRERANK_SOC": find_soc(home)}
-            options |= {"PYRERANK_CANN": home, "PYRERANK_CANN_VERSION": version}
-            tag = f"{version}-{zlib.crc32(bytes(home)):08x}-{tag}"  # a folder for each toolkit
-            generator = "Unix Makefiles"
-            make = find_tool(
-                "make", "apt install make, or your system's way (CANN's build uses it)"
+            soc = find_soc(home)
+            remedy = "apt install make, or your system's way (CANN's build uses it)"
+            self.build(
+                destination,
+                "npu",
+                "Unix Makefiles",
+                find_tool("make", remedy),
+                PYRERANK_SOC=soc,
+                PYRERANK_CANN=home,
+                PYRERANK_CANN_VERSION=version,
             )
-        else:
-            generator, make = "Ninja", find_tool("ninja", "pip install ninja")
+
+    def build(
+        self, destination: Path, target: str, generator: str, make: str, **options: object
+    ) -> None:
+        """Builds the module of a target and puts it at ``destination``."""
+        cmake = find_tool("cmake", "pip install cmake")
+        tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
+        environment = dict(os.environ)
+        if home := options.get("PYRERANK_CANN"):
+            environment["ASCEND_HOME_PATH"] = str(home)
+            # a folder for each toolkit
+            tag = f"{options['PYRERANK_CANN_VERSION']}-{zlib.crc32(bytes(home)):08x}-{tag}"
         # The build folder outlives pip's throw-away environment, so no object may depend on a path
         # of that: each new path to pybind11 would recompile everything.
         build = ROOT / "build" / f"{target}-{tag}"
@@ -250,20 +272,22 @@ class CMakeBuild(build_ext):
             "PYRERANK_PORTABLE": "ON" if os.environ.get("PYRERANK_PORTABLE") == "1" else "OFF",
         }
         defines = [f"-D{name}={value}" for name, value in options.items()]
-        environment = os.environ | ({"ASCEND_HOME_PATH": str(home)} if home else {})
+        module = destination.name.partition(".")[0]
         for command in (
             [cmake, "-G", generator, "-S", ROOT, "-B", build, *defines],
-            [cmake, "--build", build, "--target", "_C"],
+            [cmake, "--build", build, "--target", module],
         ):
             if subprocess.run(command, env=environment).returncode != 0:
                 fail(f"target {target}: the build in {build} failed; CMake's output says why.")
-        destination = Path(self.get_ext_fullpath(ext.name))
         destination.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(build / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}", destination)
+        shutil.copy2(build / destination.name, destination)
 
 
-# optional: where build_extension leaves no module, setuptools does not miss it
+# optional: where build_extension leaves no module, setuptools does not miss it.
+# The one for the NPU comes first: what it lacks is said before anything was compiled.
 setup(
-    ext_modules=[Extension("pyrerank._C", sources=[], optional=True)],
+    ext_modules=[
+        Extension(f"pyrerank.{name}", sources=[], optional=True) for name in ("_C_npu", "_C")
+    ],
     cmdclass={"build_ext": CMakeBuild},
 )

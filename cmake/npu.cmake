@@ -1,5 +1,5 @@
-# The npu target: kernels by CANN's compiler, host sources by the ordinary one. setup.py has found
-# the toolkit, its version and the chip.
+# The npu target, pyrerank._C_npu: kernels by CANN's compiler, host sources by the ordinary one.
+# setup.py has found the toolkit, its version and the chip.
 #
 # The version decides how the kernels are compiled and launched:
 #   8.x  ascendc_library of the toolkit's ascendc.cmake: it compiles them in projects of its own and
@@ -54,11 +54,11 @@ message(STATUS "CANN ${PYRERANK_CANN_VERSION} in ${PYRERANK_CANN}, ${PYRERANK_SO
 ascendc_include_directories(pyrerank_kernels PRIVATE ${CMAKE_SOURCE_DIR}/csrc/ascendc)
 ascendc_compile_definitions(pyrerank_kernels PRIVATE ASCENDC_DUMP=0)
 
-pyrerank_module(_C)
-target_compile_definitions(_C PRIVATE PYRERANK_NPU=1)
+pyrerank_module(_C_npu)
+target_compile_definitions(_C_npu PRIVATE PYRERANK_NPU=1)
 if(PYRERANK_FLOW STREQUAL "asc")
-  target_compile_definitions(_C PRIVATE PYRERANK_ASC=1)
+  target_compile_definitions(_C_npu PRIVATE PYRERANK_ASC=1)
 endif()
-target_include_directories(_C PRIVATE ${PYRERANK_CANN}/include)
-target_link_directories(_C PRIVATE ${PYRERANK_CANN}/lib64)
-target_link_libraries(_C PRIVATE pyrerank_kernels ascendcl)
+target_include_directories(_C_npu PRIVATE ${PYRERANK_CANN}/include)
+target_link_directories(_C_npu PRIVATE ${PYRERANK_CANN}/lib64)
+target_link_libraries(_C_npu PRIVATE pyrerank_kernels ascendcl)

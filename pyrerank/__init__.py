@@ -62,6 +62,8 @@ def close() -> None:
 def __getattr__(name: str) -> Any:
     # torch loads with the first use: `pyrerank --help` is quick, and `pyrerank info` can report
     # a torch that does not import
+    if name == "ops":
+        return import_module("pyrerank.ops")
     if name not in __all__:
         raise AttributeError(f"module 'pyrerank' has no attribute {name!r}")
     for home in ("errors", "fetch", "pictures", "embedder", "reranker"):
@@ -69,3 +71,7 @@ def __getattr__(name: str) -> Any:
         if hasattr(module, name):
             return getattr(module, name)
     raise AssertionError(name)
+
+
+if "torch" in sys.modules:  # then its operators cost next to nothing more
+    import_module("pyrerank.ops")

@@ -55,7 +55,12 @@ from pyrerank.errors import (
 from pyrerank.features import Features
 from pyrerank.graph import GraphError, Graphs
 from pyrerank.inputs import Encoder, Item, Prompt, unique
+<<<<<<< HEAD
 from pyrerank.model import Decoder, Head, Model
+=======
+from pyrerank.model import Decoder, RMSNorm
+from pyrerank.ops import npu_kernels
+>>>>>>> 1a301d3 (The host's kernels are built with and without CANN, and tensors in its memory go to no others)
 from pyrerank.vision import VisionTower
 
 TOKEN_BUDGET = 8192
@@ -113,6 +118,8 @@ class Engine(Generic[Item, Result]):
         if graph is not None:
             graph = check_flag("graph", graph)
         self.device = resolve(device)
+        if self.device.type == "npu":
+            npu_kernels()  # that they do not load is said before the weights are read
         if graph and self.device.type == "cpu":
             raise ValueError("graph=True needs a device with graphs: npu or cuda")
         self.dtype = resolve_dtype(dtype, self.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -31,20 +32,31 @@ def package_version(package: str) -> str:
 
 def _extension(missing: list[str]) -> list[str]:
     try:
-        from pyrerank import _C
-    except ImportError as error:
+        host = import_module("pyrerank._C")
+    except ModuleNotFoundError:
         missing.append("the extension pyrerank._C (install a C++17 compiler, reinstall pyrerank)")
-        return [f"extension: does not load ({error}); without it, plain torch runs instead"]
-    info: dict[str, Any] = _C.build_info()
-    if info["target"] != "npu":
+        return ["extension: was not built, for want of a compiler; plain torch runs instead"]
+    except ImportError as error:
+        missing.append("an extension pyrerank._C that loads (reinstall pyrerank)")
+        return [f"extension: does not load ({error}); reinstall pyrerank"]
+    lines = [_built(host.build_info())]
+    try:
+        npu = import_module("pyrerank._C_npu")
+    except ModuleNotFoundError:
         missing.append("kernels compiled by CANN (source set_env.sh, reinstall pyrerank)")
+    except ImportError as error:
+        missing.append("kernels that load (source the set_env.sh of the CANN they were built with)")
+        lines.append(f"extension for the NPU: does not load ({error}); the CPU works without it")
+    else:
+        lines.append(_built(npu.build_info()))
+    return [*lines, f"kernels: {', '.join(host.build_info()['kernels'])}"]
+
+
+def _built(info: dict[str, Any]) -> str:
     target = str(info["target"])
     if target == "npu":
         target += f" for {info['soc']}, CANN {info['cann']} by {info['flow']}"
-    return [
-        f"extension: target {target}, {info['compiler']}, {info['flags']}",
-        f"kernels: {', '.join(info['kernels'])}",
-    ]
+    return f"extension: target {target}, {info['compiler']}, {info['flags']}"
 
 
 def _cann(missing: list[str]) -> list[str]:

@@ -76,7 +76,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
     cos, sin: [T, 1, head_dim], dtype of x, or float32, in which it is then done.  May overwrite x.
     """
-    if cpu.runs(x):
+    if cpu.runs_heads(x):
         return cpu.norm_rotate_(x, None, 0.0, cos, sin)
     x, dtype = x.to(cos.dtype), x.dtype
     if x.device.type == "npu":
@@ -94,6 +94,6 @@ def norm_rotate(
     x: torch.Tensor, weight: torch.Tensor, eps: float, cos: torch.Tensor, sin: torch.Tensor
 ) -> torch.Tensor:
     """`rotate` after the norm of each head.  May overwrite x."""
-    if cpu.runs(x):
+    if cpu.runs_heads(x):
         return cpu.norm_rotate_(x, weight, eps, cos, sin)
     return rotate(rms_norm(x, weight, eps), cos, sin)

@@ -1,32 +1,66 @@
 """The fused end of the forward pass: three operators on the packed hidden states.
 
-Each is registered as ``torch.ops.pyrerank.<name>``: on the CPU and the NPU it runs the kernel
-csrc/ascendc/<name>.cpp, elsewhere (and where the extension was not built) its ``_reference`` twin
-below, which is also its specification. Arithmetic is float32 throughout, and a row's result has
-the same bits alone and in any batch. This module knows nothing of models or prompts.
+Importing this module registers each as ``torch.ops.pyrerank.<name>``. On the CPU and the NPU an
+operator runs the kernel csrc/ascendc/<name>.cpp: for a tensor in the host's memory as it was built
+for the host's processor, for a tensor on an NPU as CANN compiled it. Elsewhere (and where the
+extension was not built) it runs its ``_reference`` twin below, which is also its specification.
+Arithmetic is float32 throughout, and a row's result has the same bits alone and in any batch. This
+module knows nothing of models or prompts.
 
 A dtype that is not listed raises TypeError, any other wrong argument ValueError; both name the
 argument, what it got and what it wanted, before anything is launched. Ids out of range do so on the
 CPU. On a device, looking at them would wait for it: there such a row becomes NaN, and the caller
-refuses it. No ids at all give an empty result.
+refuses it. No ids at all give an empty result. Results are NaN until a kernel has written them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache, partial
 from importlib import import_module
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
 
-try:
-    _C: Any = import_module("pyrerank._C")
-except ModuleNotFoundError:  # installed without a compiler; a broken extension still raises
-    _C = None
+from pyrerank.errors import DeviceError
+from pyrerank.operands import DTYPES as DTYPES
+from pyrerank.operands import POOL_MODES as POOL_MODES
+from pyrerank.operands import check_gather, check_pool, check_score, check_values
 
-DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
-POOL_MODES = ("last", "mean", "cls")
+# The kernels for the host's processor; None: pyrerank was installed without a compiler.
+_C: Any
+try:
+    _C = import_module("pyrerank._C")
+except ModuleNotFoundError:  # an extension that is there and broken raises ImportError
+    _C = None
+if _C is not None and _C.build_info()["target"] != "cpu":
+    _C = None  # an older build's, whose kernels would take the host's addresses for an NPU's
+
+
+@cache
+def npu_kernels() -> Any:
+    """The module whose kernels are launched on an NPU.
+
+    That is what CANN compiled. Where nothing was built with CANN it is the module for the host's
+    processor, which launches its kernels on a simulated NPU, and refuses to on a real one.
+
+    Raises:
+        DeviceError: kernels were compiled by CANN, and its libraries do not load.
+    """
+    try:
+        return import_module("pyrerank._C_npu")
+    except ModuleNotFoundError:
+        return _C
+    except ImportError as error:
+        raise DeviceError(
+            f"pyrerank's kernels for the NPU do not load ({error}): source the set_env.sh of the "
+            "CANN toolkit that they were built with, or reinstall pyrerank; device='cpu' works "
+            "without them"
+        ) from error
+
+
 SMALLEST_NORM = 1e-12
 ELEMENTS_PER_THREAD = 2**16  # of hidden: some 10 us of work
 
@@ -171,126 +205,27 @@ def _normed(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     return x if weight is None else _rms_norm(x, weight, eps)
 
 
-# ---- checks -------------------------------------------------------------------------------------
-# Everything a tensor can tell without looking at its values. Sizes the kernels cannot hold are
-# refused by csrc/host/tiling.cpp.
-
-
-def _check_hidden(hidden: Tensor) -> None:
-    if hidden.dtype not in DTYPES:
-        raise TypeError(f"hidden: got {hidden.dtype}, wanted bfloat16, float16 or float32")
-    if hidden.dim() != 2:
-        raise ValueError(f"hidden: got shape {tuple(hidden.shape)}, wanted (tokens, H)")
-    tokens, width = hidden.shape
-    row_stride, stride = strides = hidden.stride()
-    if stride != 1 or (tokens > 1 and row_stride < width):
-        raise ValueError(
-            f"hidden: got strides {strides}, wanted rows that are contiguous and do not "
-            f"overlap; pass hidden.contiguous()"
-        )
-
-
-def _check_ids(name: str, ids: Tensor, hidden: Tensor) -> None:
-    if ids.dtype != torch.int32:
-        raise TypeError(f"{name}: got {ids.dtype}, wanted int32")
-    if ids.dim() != 1:
-        raise ValueError(f"{name}: got shape {tuple(ids.shape)}, wanted one dimension")
-    if name == "cu_seqlens" and ids.shape[0] == 0:
-        raise ValueError("cu_seqlens: got no element, wanted B + 1 offsets")
-    _check_device(name, ids, hidden)
-
-
-def _check_weight(name: str, weight: Tensor, hidden: Tensor, *dtypes: torch.dtype) -> None:
-    if weight.dtype not in dtypes:
-        wanted = " or ".join(dict.fromkeys(DTYPES[dtype] for dtype in dtypes))
-        raise TypeError(f"{name}: got {weight.dtype}, wanted {wanted}")
-    if weight.dim() != 1 or weight.shape[0] != hidden.shape[1]:
-        wanted = f"({hidden.shape[1]},), one weight an element of a row of hidden"
-        raise ValueError(f"{name}: got shape {tuple(weight.shape)}, wanted {wanted}")
-    _check_device(name, weight, hidden)
-
-
-def _check_device(name: str, tensor: Tensor, hidden: Tensor) -> None:
-    if tensor.device != hidden.device:
-        raise ValueError(f"{name}: got device {tensor.device}, wanted hidden's, {hidden.device}")
-
-
-def _check_gather(hidden: Tensor, cu_seqlens: Tensor | None, index: Tensor | None) -> None:
-    _check_hidden(hidden)
-    if (cu_seqlens is None) == (index is None):
-        got = "neither" if index is None else "both"
-        raise ValueError(f"cu_seqlens, index: got {got}, wanted exactly one of them")
-    if cu_seqlens is not None:
-        _check_ids("cu_seqlens", cu_seqlens, hidden)
-    if index is not None:
-        _check_ids("index", index, hidden)
-
-
-def _check_score(hidden: Tensor, index: Tensor, norm_weight: Tensor, w: Tensor) -> None:
-    _check_hidden(hidden)
-    _check_ids("index", index, hidden)
-    _check_weight("norm_weight", norm_weight, hidden, hidden.dtype, torch.float32)
-    _check_weight("w", w, hidden, torch.float32)
-
-
-def _check_pool(
-    hidden: Tensor, cu_seqlens: Tensor, norm_weight: Tensor | None, mode: str, dim: int | None
-) -> int:
-    """Returns the elements of a result."""
-    _check_hidden(hidden)
-    _check_ids("cu_seqlens", cu_seqlens, hidden)
-    if norm_weight is not None:
-        _check_weight("norm_weight", norm_weight, hidden, hidden.dtype, torch.float32)
-    if mode not in POOL_MODES:
-        raise ValueError(f"mode: got {mode!r}, wanted one of {', '.join(POOL_MODES)}")
-    if dim is not None and not 1 <= dim <= hidden.shape[1]:
-        raise ValueError(f"dim: got {dim}, wanted 1 to {hidden.shape[1]}")
-    return hidden.shape[1] if dim is None else dim
-
-
-def _check_index_values(index: Tensor, tokens: int) -> None:
-    values = index.tolist()
-    if not values or (min(values) >= 0 and max(values) < tokens):
-        return
-    for position, token in enumerate(values):
-        if not 0 <= token < tokens:
-            wanted = f"0 to {tokens - 1}, a row of hidden"
-            raise ValueError(f"index[{position}]: got {token}, wanted {wanted}")
-
-
-def _check_cu_seqlens_values(cu_seqlens: Tensor, tokens: int) -> None:
-    offsets = cu_seqlens.tolist()
-    if offsets[0] < 0 or offsets[-1] > tokens:
-        got = f"{offsets[0]} to {offsets[-1]}"
-        raise ValueError(
-            f"cu_seqlens: got {got}, wanted offsets within the {tokens} rows of hidden"
-        )
-    for b in range(len(offsets) - 1):
-        if offsets[b] >= offsets[b + 1]:
-            got = f"{offsets[b]} to {offsets[b + 1]} for sequence {b}"
-            raise ValueError(f"cu_seqlens: got {got}, wanted at least one token a sequence")
-
-
 # ---- results ------------------------------------------------------------------------------------
 # Each checks an operator's arguments and allocates its results: all that happens to fake tensors,
-# and the first step of every real call.
+# and the first step of every call of a kernel.
 
 
 def _new_gather(
     hidden: Tensor, cu_seqlens: Tensor | None = None, *, index: Tensor | None = None
 ) -> Tensor:
-    _check_gather(hidden, cu_seqlens, index)
+    check_gather(hidden, cu_seqlens, index=index)
     ids = cu_seqlens if cu_seqlens is not None else index
     assert ids is not None
-    return hidden.new_empty(ids.shape[0] - (cu_seqlens is not None), hidden.shape[1])
+    rows = ids.shape[0] - (cu_seqlens is not None)
+    return hidden.new_full((rows, hidden.shape[1]), torch.nan)
 
 
 def _new_score(
     hidden: Tensor, index: Tensor, norm_weight: Tensor, eps: float, w: Tensor, bias: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    _check_score(hidden, index, norm_weight, w)
-    score = index.new_empty(index.shape[0], dtype=torch.float32)
-    return score, torch.empty_like(score)
+    check_score(hidden, index, norm_weight, eps, w, bias)
+    nothing = partial(index.new_full, index.shape, torch.nan, dtype=torch.float32)
+    return nothing(), nothing()
 
 
 def _new_pool(
@@ -302,17 +237,16 @@ def _new_pool(
     dim: int | None = None,
     normalize: bool = True,
 ) -> Tensor:
-    width = _check_pool(hidden, cu_seqlens, norm_weight, mode, dim)
-    return hidden.new_empty(cu_seqlens.shape[0] - 1, width)
+    check_pool(hidden, cu_seqlens, norm_weight, eps, mode, dim, normalize)
+    width = hidden.shape[1] if dim is None else dim
+    return hidden.new_full((cu_seqlens.shape[0] - 1, width), torch.nan)
 
 
 # ---- kernels ------------------------------------------------------------------------------------
 
 
-def _launch(
-    kernel: Callable[..., None], hidden: Tensor, rows: int, *addresses: int, **sizes: Any
-) -> None:
-    """Runs a kernel that reads ``rows`` rows of hidden."""
+def _launch(kernel: str, hidden: Tensor, rows: int, *addresses: int, **sizes: Any) -> None:
+    """Runs the named kernel, which reads ``rows`` rows of hidden, where hidden is."""
     tokens, width = hidden.shape
     sizes |= {
         "T": tokens,
@@ -322,32 +256,31 @@ def _launch(
         "threads": min(torch.get_num_threads(), 1 + rows * width // ELEMENTS_PER_THREAD),
     }
     if hidden.is_cpu:
-        kernel(hidden.data_ptr(), *addresses, **sizes, stream=0)
+        getattr(_C, kernel)(hidden.data_ptr(), *addresses, **sizes, stream=0)
         return
+    launch = getattr(npu_kernels(), kernel)
     with torch.npu.device(hidden.device):  # type: ignore[attr-defined]
         # reading the handle drains torch_npu's task queue, so what was issued before runs before
         stream = torch.npu.current_stream().npu_stream  # type: ignore[attr-defined]
-        kernel(hidden.data_ptr(), *addresses, **sizes, stream=stream)
+        launch(hidden.data_ptr(), *addresses, **sizes, stream=stream)
 
 
 def _last_token_gather(
     hidden: Tensor, cu_seqlens: Tensor | None = None, *, index: Tensor | None = None
 ) -> Tensor:
     out = _new_gather(hidden, cu_seqlens, index=index)
-    spans = cu_seqlens is not None
+    check_values(hidden, cu_seqlens, index)
     ids = cu_seqlens if cu_seqlens is not None else index
     assert ids is not None
     ids = ids.contiguous()
-    if hidden.is_cpu:
-        (_check_cu_seqlens_values if spans else _check_index_values)(ids, hidden.shape[0])
     _launch(
-        _C.last_token_gather,
+        "last_token_gather",
         hidden,
         out.shape[0],
         ids.data_ptr(),
         out.data_ptr(),
         B=out.shape[0],
-        ids_are_cu_seqlens=spans,
+        ids_are_cu_seqlens=cu_seqlens is not None,
     )
     return out
 
@@ -356,11 +289,10 @@ def _score_head(
     hidden: Tensor, index: Tensor, norm_weight: Tensor, eps: float, w: Tensor, bias: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     score, logit = _new_score(hidden, index, norm_weight, eps, w, bias)
-    if hidden.is_cpu:
-        _check_index_values(index, hidden.shape[0])
+    check_values(hidden, None, index)
     index, norm_weight, w = index.contiguous(), norm_weight.contiguous(), w.contiguous()
     _launch(
-        _C.score_head,
+        "score_head",
         hidden,
         index.shape[0],
         index.data_ptr(),
@@ -386,12 +318,11 @@ def _fused_pool(
     normalize: bool = True,
 ) -> Tensor:
     out = _new_pool(hidden, cu_seqlens, norm_weight, eps, mode, dim, normalize)
-    if hidden.is_cpu:
-        _check_cu_seqlens_values(cu_seqlens, hidden.shape[0])
+    check_values(hidden, cu_seqlens, None)
     cu_seqlens = cu_seqlens.contiguous()
     weight = None if norm_weight is None else norm_weight.contiguous()
     _launch(
-        _C.fused_pool,
+        "fused_pool",
         hidden,
         hidden.shape[0] if mode == "mean" else out.shape[0],
         cu_seqlens.data_ptr(),
@@ -410,11 +341,14 @@ def _fused_pool(
 # ---- registration -------------------------------------------------------------------------------
 
 
-def _checked(new: Callable[..., Any], reference: Callable[..., Any]) -> Callable[..., Any]:
+def _checked(check: Callable[..., None], reference: Callable[..., Any]) -> Callable[..., Any]:
     """The twin behind the operator's checks."""
+    parameters = signature(reference)
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        new(*args, **kwargs)
+        check(*args, **kwargs)
+        given = parameters.bind(*args, **kwargs).arguments
+        check_values(given["hidden"], given.get("cu_seqlens"), given.get("index"))
         return reference(*args, **kwargs)
 
     return run
@@ -422,11 +356,12 @@ def _checked(new: Callable[..., Any], reference: Callable[..., Any]) -> Callable
 
 _LIBRARY = torch.library.Library("pyrerank", "DEF")  # registered as long as it lives
 
-for _schema, _kernel, _new, _reference in (
+for _schema, _kernel, _check, _new, _reference in (
     (
         "last_token_gather(Tensor hidden, Tensor? cu_seqlens=None, *, Tensor? index=None)"
         " -> Tensor",
         _last_token_gather,
+        check_gather,
         _new_gather,
         last_token_gather_reference,
     ),
@@ -434,6 +369,7 @@ for _schema, _kernel, _new, _reference in (
         "score_head(Tensor hidden, Tensor index, Tensor norm_weight, float eps, Tensor w,"
         " float bias=0.0) -> (Tensor score, Tensor logit)",
         _score_head,
+        check_score,
         _new_score,
         score_head_reference,
     ),
@@ -441,12 +377,13 @@ for _schema, _kernel, _new, _reference in (
         "fused_pool(Tensor hidden, Tensor cu_seqlens, Tensor? norm_weight=None, float eps=1e-6,"
         ' str mode="last", int? dim=None, bool normalize=True) -> Tensor',
         _fused_pool,
+        check_pool,
         _new_pool,
         fused_pool_reference,
     ),
 ):
     _name = _schema.partition("(")[0]
-    _twin = _checked(_new, _reference)
+    _twin = _checked(_check, _reference)
     _LIBRARY.define(_schema)
     _LIBRARY.impl(_name, _twin if _C is None else _kernel, "CPU")
     _LIBRARY.impl(_name, _twin if _C is None else _kernel, "PrivateUse1")

@@ -16,8 +16,6 @@ from test_kernels import DTYPES, gather, pool, random_rows, random_weights, scor
 from pyrerank import _C, bench_kernels, bench_report, ops
 from pyrerank.bench_kernels import Case
 
-pytestmark = pytest.mark.skipif(_C.build_info()["target"] != "cpu", reason="needs the simulation")
-
 BENCH = Path(__file__).parents[1] / "bench"
 
 

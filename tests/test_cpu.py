@@ -1,5 +1,6 @@
 """The kernels of csrc/cpu against float64, in the build for this processor and the portable one."""
 
+import re
 from types import ModuleType
 
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from strict_build import load_strict
 from torch import Tensor
 
-from pyrerank import cpu, layers, ops
+from pyrerank import attention, cpu, layers, ops
+from pyrerank.batch import Batch
 
 # half a unit in the last place, doubled for what float32 arithmetic moves across the middle
 ROUNDING = {torch.bfloat16: 2**-8, torch.float32: 2**-21}
@@ -210,6 +212,29 @@ class TestAttention:
         x = torch.zeros(1, 1, 258, dtype=dtype)
         with pytest.raises(ValueError, match="head_dim must be even and at most 256, got 258"):
             cpu.attention(x, x, x, [1], [1], None, causal=True)
+        with pytest.raises(ValueError, match="head_dim must be even and at most 256, got 258"):
+            cpu.norm_rotate_(x, None, 0.0, x, x)
+
+    @pytest.mark.parametrize("head_dim", [7, 258])
+    def test_torch_takes_a_head_dim_that_the_kernel_does_not(self, dtype, head_dim):
+        q, (k, v) = torch.randn(9, 4, head_dim).to(dtype), torch.randn(2, 9, 2, head_dim).to(dtype)
+        lengths = [4, 5]
+        rows = list(torch.arange(9).split(lengths))
+        batch = Batch(torch.zeros(4 * 9 + 3, dtype=torch.int32), lengths)
+        for got, causal in (
+            (attention.full(q, k, v, lengths), False),
+            (attention.by_sequence(q, k, v, batch), True),
+        ):
+            want = reference(q, k, v, lengths, rows, causal)
+            error = (got.double() - want).abs().max()
+            assert error <= {torch.float32: 4e-6, torch.bfloat16: 2.5e-2}[dtype]
+        if head_dim % 2 == 0:
+            cos, sin = torch.randn(2, 9, 1, head_dim).to(dtype)
+            weight = torch.randn(head_dim).to(dtype)
+            want = layers.rms_norm(q, weight, 1e-6)
+            a, b = want.chunk(2, -1)
+            want = want * cos + torch.cat((-b, a), -1) * sin
+            assert torch.equal(layers.norm_rotate(q.clone(), weight, 1e-6, cos, sin), want)
 
 
 def test_the_number_of_threads_changes_no_bit(dtype):
@@ -259,3 +284,62 @@ def test_plain_torch_stands_in(dtype, monkeypatch):
     for got, want in zip(fused, run(), strict=True):
         scale = want.abs().max().item()
         torch.testing.assert_close(got, want, rtol=0, atol=3 * ROUNDING[dtype] * scale)
+
+
+ROWS, GAIN = torch.ones(4, 64), torch.ones(64)
+HEADS, ANGLES = torch.ones(4, 2, 32), torch.ones(4, 1, 32)
+
+
+def attend(q=HEADS, k=HEADS, v=HEADS, lengths=(4,), kv_lengths=(4,), rows=None, causal=True):
+    return cpu.attention(q, k, v, [*lengths], [*kv_lengths], rows, causal=causal)
+
+
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        (
+            lambda: layers.add_rms_norm(ROWS.bfloat16(), None, GAIN, 1e-6),
+            TypeError,
+            "x: got torch.bfloat16 on cpu, wanted torch.float32 on the CPU",
+        ),
+        (lambda: layers.add_rms_norm(ROWS, ROWS.bfloat16(), GAIN, 1e-6), TypeError, "y: got"),
+        (lambda: layers.add_rms_norm(ROWS, ROWS[:3], GAIN, 1e-6), ValueError, "y: got shape"),
+        (lambda: layers.add_rms_norm(ROWS, None, GAIN[1:], 1e-6), ValueError, "weight: got shape"),
+        (lambda: layers.add_rms_norm(ROWS, None, GAIN.half(), 1e-6), TypeError, "weight: got"),
+        (lambda: layers.add_rms_norm(ROWS, None, GAIN.to("meta"), 1e-6), TypeError, "on meta"),
+        (lambda: layers.add_rms_norm(ROWS[None], None, GAIN, 1e-6), ValueError, "2 dimensions"),
+        (
+            lambda: layers.add_rms_norm(torch.ones(64, 4).T, None, GAIN, 1e-6),
+            ValueError,
+            "x: got strides (1, 4), wanted it contiguous; pass a contiguous copy",
+        ),
+        (lambda: layers.swiglu(torch.ones(64, 4).T), ValueError, "gate_up: got strides"),
+        (lambda: layers.swiglu(torch.ones(4, 63)), ValueError, "wanted (4, 62)"),
+        (lambda: layers.gelu(ROWS[:, ::2], "tanh"), ValueError, "x: got strides (64, 2)"),
+        (
+            lambda: layers.rotate(HEADS.transpose(0, 1), ANGLES[:2], ANGLES[:2]),
+            ValueError,
+            "wanted rows that are contiguous",
+        ),
+        (lambda: layers.rotate(HEADS, ANGLES, ANGLES[:3]), ValueError, "sin: got shape"),
+        (lambda: layers.rotate(HEADS, ANGLES.double(), ANGLES), TypeError, "cos: got"),
+        (lambda: layers.rotate(HEADS, ANGLES, ANGLES.bfloat16()), TypeError, "sin: got"),
+        (
+            lambda: layers.norm_rotate(HEADS, GAIN, 1e-6, ANGLES, ANGLES),
+            ValueError,
+            "weight: got shape (64,), wanted (32,)",
+        ),
+        (lambda: attend(k=HEADS.bfloat16()), TypeError, "key: got torch.bfloat16"),
+        (lambda: attend(v=HEADS[:3]), ValueError, "value: got shape"),
+        (lambda: attend(q=torch.ones(4, 3, 32)), ValueError, "query: got shape"),
+        (lambda: attend(q=torch.ones(4, 32, 2).mT), ValueError, "query: got strides"),
+        (lambda: attend(lengths=[3]), ValueError, "got sums of 3 and 4, wanted 4 and at most 4"),
+        (lambda: attend(kv_lengths=[5]), ValueError, "got sums of 4 and 5"),
+        (lambda: attend(kv_lengths=[3]), ValueError, "got [3] for lengths [4], wanted a key a"),
+        (lambda: attend(rows=torch.arange(4)), TypeError, "kv_rows: got torch.int64"),
+        (lambda: attend(rows=torch.arange(3).int()), ValueError, "kv_rows: got shape (3,)"),
+    ],
+)
+def test_no_kernel_gets_an_address_of_something_else(call, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        call()

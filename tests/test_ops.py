@@ -6,6 +6,8 @@ The twin computes in float32 in another order, so the tolerance is that of float
 
 import math
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pyrerank import ops
+from pyrerank import DeviceError, ops
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 ROUNDING = {torch.bfloat16: 2**-8, torch.float16: 2**-10, torch.float32: 2**-23}
@@ -199,3 +201,93 @@ def test_tracing_knows_the_shapes() -> None:
     traced = make_fx(model, tracing_mode="symbolic")(hidden, cu)
     other, more = torch.randn(9, 32), ids(0, 1, 4, 9)
     assert torch.equal(traced(other, more), model(other, more))
+
+
+# ---- which module runs, and when the operators are there ----------------------------------------
+
+
+def run(script: str) -> str:
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_results_are_nan_until_a_kernel_has_written_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent:
+        def __getattr__(self, name: str) -> object:
+            return lambda *addresses, **sizes: None
+
+    monkeypatch.setattr(ops, "_C", Silent())
+    results = [
+        ops.last_token_gather(HIDDEN, CU),
+        *ops.score_head(HIDDEN, INDEX, GAIN, EPS, GAIN),
+        ops.fused_pool(HIDDEN.bfloat16(), CU),
+    ]
+    assert all(result.numel() and result.isnan().all() for result in results)
+
+
+BUILT_FOR_AN_NPU = """
+import sys, types
+C = types.ModuleType("pyrerank._C")
+C.build_info = lambda: {"target": "npu"}
+def launch(*addresses, **sizes):
+    raise AssertionError("an address of the host went to an NPU")
+C.last_token_gather = C.score_head = C.fused_pool = launch
+sys.modules["pyrerank._C"] = C
+"""
+SCORES = """
+import pyrerank
+print(pyrerank.Reranker("demo", device="cpu").score("moon", ["the moon", "a cat"]))
+"""
+
+
+def test_a_module_built_for_an_npu_gets_nothing_of_the_host() -> None:
+    got = [float(score) for score in run(BUILT_FOR_AN_NPU + SCORES).strip("[]\n").split(",")]
+    want = [float(score) for score in run(SCORES).strip("[]\n").split(",")]
+    assert got == pytest.approx(want, abs=2e-2) and want[0] > 0.5 > want[1]
+
+
+def test_kernels_for_an_npu_that_do_not_load_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> object:
+        raise ImportError("libascendcl.so: cannot open shared object file")
+
+    ops.npu_kernels.cache_clear()
+    monkeypatch.setattr(ops, "import_module", broken)
+    with pytest.raises(DeviceError, match=r"libascendcl.so.*source the set_env.sh.*reinstall"):
+        ops.npu_kernels()
+    monkeypatch.undo()
+    assert ops.npu_kernels() is ops._C, "nothing was built with CANN here"
+    ops.npu_kernels.cache_clear()
+
+
+def test_without_an_extension_ids_are_checked_as_well() -> None:
+    assert "index[1]: got 4" in run("""
+import sys
+sys.modules["pyrerank._C"] = None
+import torch
+from pyrerank import DeviceError, ops
+assert ops._C is None
+hidden, gain, index = torch.ones(4, 32), torch.ones(32), torch.tensor([0, 4], dtype=torch.int32)
+assert not ops.score_head(hidden, index[:1], gain, 1e-6, gain)[0].isnan().any()
+try:
+    ops.score_head(hidden, index, gain, 1e-6, w=gain)
+except ValueError as error:
+    print(error)
+""")
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import torch, pyrerank",
+        "import pyrerank.ops, torch",
+        "import pyrerank, torch; pyrerank.ops",
+    ],
+)
+def test_the_operators_are_registered(imports: str) -> None:
+    names = "last_token_gather", "score_head", "fused_pool"
+    run(f"{imports}; [getattr(torch.ops.pyrerank, name).default for name in {names}]")
+
+
+def test_importing_pyrerank_imports_no_torch() -> None:
+    run("import sys, pyrerank; assert 'torch' not in sys.modules and 'ops' not in vars(pyrerank)")

@@ -86,12 +86,16 @@ def settings(bench: Bench) -> Figure:
 
 def extension(bench: Bench) -> Figure:
     try:
-        from pyrerank import _C
+        from pyrerank import ops
     except ImportError as error:
         raise Wrong(f"pyrerank._C does not load ({error}): reinstall pyrerank") from None
-    info = _C.build_info()
+    npu = bench.place.startswith("npu")
+    built = ops.npu_kernels() if npu else ops._C  # says by itself what keeps it from loading
+    if built is None:
+        raise Wrong("pyrerank was installed without a compiler: install g++, reinstall pyrerank")
+    info = built.build_info()
     text = ", ".join(f"{key} {info[key]}" for key in BUILD if info.get(key))
-    if not bench.place.startswith("npu") or info["target"] == "npu":
+    if not npu or info["target"] == "npu":
         return text
     if machine.simulated():
         raise Skip(f"{text}: the kernels run on the CPU, as this runtime is a simulation")

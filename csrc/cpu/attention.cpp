@@ -4,6 +4,8 @@
 // for tile.h; blocks of queries then go over blocks of keys with a running maximum and sum (Dao et
 // al., FlashAttention, 2022). Blocks of keys begin at the first key of the sequence, so that a
 // query's result has the same bits whichever queries are computed with it.
+#include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstddef>
 #include <limits>
@@ -37,7 +39,8 @@ struct Task
 template <typename First>
 struct Workspace
 {
-    using Second = typename Product<First>::Second;
+    using P = Product<First>;
+    using Second = typename P::Second;
 
     std::vector<Second> keys;    // [panel][head_dim / kDepth][kPanel]
     std::vector<Second> values;  // [key / kDepth][head_dim, rounded up to vectors]
@@ -45,6 +48,24 @@ struct Workspace
     std::vector<float> scores = std::vector<float>(kRowBlock * kKeyBlock);
     std::vector<First> shares = std::vector<First>(kRowBlock * kKeyBlock);
     std::vector<float> mixed;  // [kRowBlock][head_dim, rounded up]
+
+    // Takes all the memory that a task of so many keys needs.
+    void Reserve(int64_t most_keys, int64_t head_dim)
+    {
+        keys.reserve(KeyElements(most_keys, head_dim));
+        values.reserve(ValueElements(most_keys, head_dim));
+        query.reserve(kRowBlock * head_dim);
+        mixed.reserve(kRowBlock * RoundUp(head_dim, kLanes));
+    }
+
+    static int64_t KeyElements(int64_t keys, int64_t head_dim)
+    {
+        return RoundUp(keys, kPanel) * (head_dim / P::kDepth);
+    }
+    static int64_t ValueElements(int64_t keys, int64_t head_dim)
+    {
+        return RoundUp(keys, P::kDepth) / P::kDepth * RoundUp(head_dim, kLanes);
+    }
 };
 
 // First is what T is multiplied as.
@@ -84,13 +105,13 @@ private:
     {
         const int64_t steps = head_dim / P::kDepth;
         const int64_t width = RoundUp(head_dim, kLanes);
-        space.keys.assign(RoundUp(task.keys, kPanel) * steps, Second{});
+        space.keys.assign(space.KeyElements(task.keys, head_dim), Second{});
         for (int64_t k = 0; k < task.keys; ++k) {
             const T* from = Row(key, task, k);
             Second* to = space.keys.data() + k / kPanel * steps * kPanel + k % kPanel;
             for (int64_t i = 0; i < steps; ++i) to[i * kPanel] = P::Pack(from + i * P::kDepth);
         }
-        space.values.assign(RoundUp(task.keys, P::kDepth) / P::kDepth * width, Second{});
+        space.values.assign(space.ValueElements(task.keys, head_dim), Second{});
         const T none[kMaxHeadDim] = {};
         for (int64_t k = 0; k < task.keys; k += P::kDepth) {
             Second* to = space.values.data() + k / P::kDepth * width;
@@ -189,7 +210,7 @@ void Attention(Packed<T> query, Packed<T> key, Packed<T> value, const std::vecto
 {
     using First = std::conditional_t<std::is_same_v<T, Bfloat16>, Bfloat16Operand, T>;
     std::vector<Task> tasks;
-    int64_t row = 0, first = 0;
+    int64_t row = 0, first = 0, most_keys = 0;
     for (size_t b = 0; b < lengths.size(); ++b) {
         for (int64_t start = 0; start < lengths[b]; start += kChunk) {
             const int64_t rows = std::min(kChunk, lengths[b] - start);
@@ -199,14 +220,18 @@ void Attention(Packed<T> query, Packed<T> key, Packed<T> value, const std::vecto
         }
         row += lengths[b];
         first += kv_lengths[b];
+        most_keys = std::max(most_keys, kv_lengths[b]);
     }
     const Job<T, First> job{query, key, value, kv_rows, causal, out, head_dim};
-#pragma omp parallel num_threads(threads)
-    {
-        thread_local Workspace<First> space;
-#pragma omp for schedule(dynamic)
-        for (size_t i = 0; i < tasks.size(); ++i) job.Run(tasks[i], space);
-    }
+    // Memory is taken here: where there is too little, an exception could not leave the threads.
+    thread_local std::vector<Workspace<First>> kept;
+    if (kept.size() < static_cast<size_t>(threads)) kept.resize(threads);
+    for (int thread = 0; thread < threads; ++thread) kept[thread].Reserve(most_keys, head_dim);
+    Workspace<First>* const spaces = kept.data();
+    std::atomic<size_t> next{0};
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (int thread = 0; thread < threads; ++thread)
+        for (size_t i; (i = next.fetch_add(1)) < tasks.size();) job.Run(tasks[i], spaces[thread]);
 }
 
 template void Attention(Packed<float>, Packed<float>, Packed<float>, const std::vector<int64_t>&,

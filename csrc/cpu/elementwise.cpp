@@ -57,16 +57,16 @@ inline float Gated(float x, float z)
 
 }  // namespace
 
-template <typename T>
-void AddRmsNorm(const T* x, const T* y, const T* weight, T* total, T* normed, int64_t rows,
+template <typename S, typename T>
+void AddRmsNorm(const S* x, const T* y, const T* weight, S* total, T* normed, int64_t rows,
                 int64_t width, float eps, int threads)
 {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t row = 0; row < rows; ++row) {
-        const T* from = x + row * width;
+        const S* from = x + row * width;
         if (y != nullptr) {
             const T* other = y + row * width;
-            T* sum = total + row * width;
+            S* sum = total + row * width;
             for (int64_t i = 0; i < width; ++i) Store(sum + i, ToFloat(from[i]) + ToFloat(other[i]));
             from = sum;
         }
@@ -82,18 +82,14 @@ void NormRotate(T* x, int64_t row_stride, const T* weight, float eps, const A* c
                 int64_t rows, int64_t heads, int64_t head_dim, int threads)
 {
     const int64_t half = head_dim / 2;
-#pragma omp parallel num_threads(threads)
-    {
-        // a copy, which cannot overlap with what is written
-        std::vector<float> values(head_dim);
-#pragma omp for schedule(static)
-        for (int64_t row = 0; row < rows; ++row) {
-            const A* c = cos + row * head_dim;
-            const A* s = sin + row * head_dim;
-            for (int64_t head = 0; head < heads; ++head) {
-                T* to = x + row * row_stride + head * head_dim;
-                Rotate(to, values.data(), weight, eps, c, s, half);
-            }
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < rows; ++row) {
+        float values[kMaxHeadDim];  // a copy, which cannot overlap with what is written
+        const A* c = cos + row * head_dim;
+        const A* s = sin + row * head_dim;
+        for (int64_t head = 0; head < heads; ++head) {
+            T* to = x + row * row_stride + head * head_dim;
+            Rotate(to, values, weight, eps, c, s, half);
         }
     }
 }
@@ -130,6 +126,8 @@ template void AddRmsNorm(const float*, const float*, const float*, float*, float
                          int64_t, float, int);
 template void AddRmsNorm(const Bfloat16*, const Bfloat16*, const Bfloat16*, Bfloat16*, Bfloat16*,
                          int64_t, int64_t, float, int);
+template void AddRmsNorm(const float*, const Bfloat16*, const Bfloat16*, float*, Bfloat16*, int64_t,
+                         int64_t, float, int);
 template void NormRotate(float*, int64_t, const float*, float, const float*, const float*, int64_t,
                          int64_t, int64_t, int);
 template void NormRotate(Bfloat16*, int64_t, const Bfloat16*, float, const Bfloat16*,

@@ -12,10 +12,13 @@ namespace pyrerank::cpu
 {
 
 // total = x + y, and normed = total / sqrt(mean(total^2) + eps) * weight, of [rows, width] each.
-// y null: no addition, and total is not written. total may be x or y.
-template <typename T>
-void AddRmsNorm(const T* x, const T* y, const T* weight, T* total, T* normed, int64_t rows,
+// y null: no addition, and total is not written. total may be x.
+// S is the type of sums: T, or float, in which nothing of a sum is rounded away between layers.
+template <typename S, typename T>
+void AddRmsNorm(const S* x, const T* y, const T* weight, S* total, T* normed, int64_t rows,
                 int64_t width, float eps, int threads);
+
+constexpr int64_t kMaxHeadDim = 256;  // of an even head_dim
 
 // Rotates pairs (i, i + head_dim / 2) of x [rows, heads, head_dim] in place; rows lie row_stride
 // apart. weight null: no norm of each head before that, as `AddRmsNorm`.
@@ -32,8 +35,6 @@ void SwiGlu(const T* x, T* out, int64_t rows, int64_t width, int threads);
 template <typename T>
 void Gelu(const T* x, T* out, int64_t rows, int64_t width, int threads);
 
-constexpr int64_t kMaxHeadDim = 256;
-
 template <typename T>
 struct Packed
 {
@@ -42,8 +43,7 @@ struct Packed
     int64_t heads;
 };
 
-// softmax(query key^T / sqrt(head_dim)) value, for each sequence by itself; head_dim is even and at
-// most kMaxHeadDim.
+// softmax(query key^T / sqrt(head_dim)) value, for each sequence by itself.
 //
 // query       rows of all sequences, lengths[b] of sequence b, one after the other
 // kv_rows     rows of key and value, kv_lengths[b] of sequence b; null: sequence b's own

@@ -27,19 +27,33 @@ void ForDType(const std::string& dtype, Function function)
 }
 
 void BindAddRmsNorm(uint64_t x, uint64_t y, uint64_t weight, uint64_t total, uint64_t normed,
-                    int64_t rows, int64_t width, const std::string& dtype, float eps, int threads)
+                    int64_t rows, int64_t width, const std::string& dtype,
+                    const std::string& sum_dtype, float eps, int threads)
 {
     ForDType(dtype, [=](auto number) {
         using T = decltype(number);
-        AddRmsNorm(At<T>(x), At<T>(y), At<T>(weight), At<T>(total), At<T>(normed), rows, width, eps,
-                   threads);
+        const auto run = [=](auto sum) {
+            using S = decltype(sum);
+            AddRmsNorm(At<S>(x), At<T>(y), At<T>(weight), At<S>(total), At<T>(normed), rows, width,
+                       eps, threads);
+        };
+        sum_dtype == dtype ? run(T{}) : run(float{});
     });
+}
+
+void CheckHeadDim(int64_t head_dim)
+{
+    if (head_dim < 2 || head_dim > kMaxHeadDim || head_dim % 2)
+        throw std::invalid_argument("head_dim must be even and at most " +
+                                    std::to_string(kMaxHeadDim) + ", got " +
+                                    std::to_string(head_dim));
 }
 
 void BindNormRotate(uint64_t x, uint64_t weight, uint64_t cos, uint64_t sin, int64_t rows,
                     int64_t row_stride, int64_t heads, int64_t head_dim, const std::string& dtype,
                     const std::string& angle_dtype, float eps, int threads)
 {
+    CheckHeadDim(head_dim);
     ForDType(dtype, [=](auto number) {
         using T = decltype(number);
         const auto run = [=](auto angle) {
@@ -83,10 +97,7 @@ void BindAttention(const Address& query, const Address& key, const Address& valu
                    uint64_t kv_rows, int64_t head_dim, bool causal, const std::string& dtype,
                    int threads)
 {
-    if (head_dim < 2 || head_dim > kMaxHeadDim || head_dim % 2)
-        throw std::invalid_argument("head_dim must be even and at most " +
-                                    std::to_string(kMaxHeadDim) + ", got " +
-                                    std::to_string(head_dim));
+    CheckHeadDim(head_dim);
     ForDType(dtype, [&](auto number) {
         using T = decltype(number);
         Attention(Unpack<T>(query), Unpack<T>(key), Unpack<T>(value), lengths, At<int32_t>(kv_rows),
@@ -102,8 +113,9 @@ void Bind(pybind11::module_& m)
     using Unlocked = pybind11::call_guard<pybind11::gil_scoped_release>;
     const pybind11::kw_only kw;
 
+    m.attr("max_head_dim") = kMaxHeadDim;
     m.def("add_rms_norm", &BindAddRmsNorm, "x"_a, "y"_a, "weight"_a, "total"_a, "normed"_a, kw,
-          "rows"_a, "width"_a, "dtype"_a, "eps"_a, "threads"_a, Unlocked());
+          "rows"_a, "width"_a, "dtype"_a, "sum_dtype"_a, "eps"_a, "threads"_a, Unlocked());
     m.def("norm_rotate", &BindNormRotate, "x"_a, "weight"_a, "cos"_a, "sin"_a, kw, "rows"_a,
           "row_stride"_a, "heads"_a, "head_dim"_a, "dtype"_a, "angle_dtype"_a, "eps"_a, "threads"_a,
           Unlocked());

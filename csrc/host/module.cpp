@@ -1,12 +1,12 @@
-// pyrerank._C: the kernels as Python functions over addresses, sizes, scalars and a stream handle.
-// It knows no torch: tensors and the values in them are checked by pyrerank/ops.py, sizes and
-// scalars in tiling.cpp.
+// pyrerank._C and pyrerank._C_npu: the kernels as Python functions over addresses, sizes, scalars and
+// a stream handle. They know no torch: tensors and the values in them are checked by
+// pyrerank/ops.py, sizes and scalars in tiling.cpp.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include "launch.h"
 #include "tiling.h"
-#ifdef PYRERANK_CPU
+#if !PYRERANK_NPU
 #include "module.h"
 #endif
 
@@ -139,7 +139,7 @@ PYBIND11_MODULE(PYRERANK_MODULE, m)
     m.def("counters", &ReadCounters);
     m.def("reset_counters", &ResetCounters);
     m.def("build_info", &BuildInfo);
-#ifdef PYRERANK_CPU
+#if !PYRERANK_NPU
     cpu::Bind(m);
 #endif
 #if ASCENDC_SIM_STRICT

@@ -2,15 +2,12 @@
 // and the counters.
 #include "sim.h"
 
-#include <pthread.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <exception>
 #include <memory>
 #include <mutex>
-#include <new>
 #include <random>
 #include <string>
 #include <vector>
@@ -107,17 +104,6 @@ void ReturnCore(std::unique_ptr<CoreMemory> memory)
     cores->push_back(std::move(memory));
 }
 
-// A child of fork() has none of its parent's threads, which OpenMP does not know and would wait
-// for; and locks may be held.
-bool forked = false;
-
-void AfterFork()
-{
-    forked = true;
-    cores = nullptr;
-    for (std::mutex* each : {&totals_mutex, &checked_mutex, &cores_mutex}) new (each) std::mutex;
-}
-
 #if ASCENDC_SIM_STRICT
 void RunChecked(const char* kernel, uint32_t block_dim, std::initializer_list<Region> regions,
                 void (*call)(void*), void* body, Core& core)
@@ -174,8 +160,6 @@ void detail::Launch(const char* kernel, uint32_t block_dim, [[maybe_unused]] int
         throw Error(std::string(kernel) + ": launched with blockDim " + std::to_string(block_dim) +
                     "; it must be 1 to 65535");
     }
-    static std::once_flag registered;
-    std::call_once(registered, [] { pthread_atfork(nullptr, nullptr, AfterFork); });
     std::exception_ptr error;
 #if ASCENDC_SIM_STRICT
     std::unique_ptr<CoreMemory> memory = TakeCore();
@@ -192,20 +176,15 @@ void detail::Launch(const char* kernel, uint32_t block_dim, [[maybe_unused]] int
     job.call = call;
     job.body = body;
     job.block_dim = block_dim;
-    auto run = [&job](uint64_t launches) {
-        std::unique_ptr<CoreMemory> memory = TakeCore();
-        memory->core.counters.launches = launches;
-        job.Run(memory->core);
-        ReturnCore(std::move(memory));
-    };
+    const int workers = std::max(1, static_cast<int>(std::min<int64_t>(threads, block_dim)));
+    // Memory is taken here: where there is too little, an exception could not leave the threads.
+    std::vector<std::unique_ptr<CoreMemory>> taken(workers);
+    for (std::unique_ptr<CoreMemory>& memory : taken) memory = TakeCore();
+    taken.front()->core.counters.launches = 1;
     // torch's threads, where it has the same OpenMP: they are awake after its own operators
-    int helpers = forked ? 0 : std::min<int64_t>(threads, block_dim) - 1;
-    if (helpers > 0) {
-#pragma omp parallel for num_threads(helpers + 1) schedule(static, 1)
-        for (int i = 0; i <= helpers; ++i) run(i == 0);
-    } else {
-        run(1);
-    }
+#pragma omp parallel for num_threads(workers) schedule(static, 1) if (workers > 1)
+    for (int i = 0; i < workers; ++i) job.Run(taken[i]->core);
+    for (std::unique_ptr<CoreMemory>& memory : taken) ReturnCore(std::move(memory));
     error = job.error;
 #endif
     if (error) std::rethrow_exception(error);

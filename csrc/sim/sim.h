@@ -74,8 +74,7 @@ void Launch(const char* kernel, uint32_t block_dim, int threads,
 }  // namespace detail
 
 // Runs `body` once for each block index. Fast: over at most `threads` of OpenMP's threads, the caller
-// among them; in a child of fork(), over the caller alone. Strict: one block after another. The
-// first exception is rethrown.
+// among them. Strict: one block after another. The first exception is rethrown.
 template <class Body>
 void Launch(const char* kernel, uint32_t block_dim, int threads,
             std::initializer_list<Region> regions, Body&& body)

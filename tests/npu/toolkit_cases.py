@@ -1,15 +1,15 @@
 """What test_toolkit.py runs in processes of their own: python toolkit_cases.py CASE
 
-torch_npu and the extension come from the environment.
+torch_npu and the extensions come from the environment.
 """
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
-import torch_npu  # noqa: F401  registers torch.npu
 
-from pyrerank import _C, ops
+from pyrerank import _C, Reranker, ops
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # of the stored result: one rounding, and sums in another order
@@ -78,7 +78,10 @@ def refused(call: Callable[[], object], *parts: str) -> None:
 
 def values() -> None:
     """Eagerly on both devices, then captured and replayed with other contents."""
-    print(_C.build_info())
+    from pyrerank import _C_npu
+
+    print(_C_npu.build_info())
+    assert ops.npu_kernels() is _C_npu
     for device in ("npu:1", "npu:0"):
         for dtype in DTYPES:
             batch = Batch(dtype, device)
@@ -97,8 +100,9 @@ def values() -> None:
             captured.replay()
             torch.npu.synchronize()
             batch.compare(results)
-    assert _C.counters() == {}  # the device's are not the simulator's
-    _C.reset_counters()
+    assert _C_npu.counters() == {}  # the device's are not the simulator's
+    _C_npu.reset_counters()
+    assert _C.counters()["launches"] == 0, "a tensor on an NPU went to the host's kernels"
 
 
 def refused_launch() -> None:
@@ -107,14 +111,59 @@ def refused_launch() -> None:
     batch.compare(batch.run())  # the one fault is over
 
 
+QUERY, DOCUMENTS = "moon", ["the moon", "a cat", "the night and its moon " * 40, "x"]
+
+
+def scores(device: str) -> list[float]:
+    """Printed bit by bit."""
+    found = Reranker("demo", device=device).score(QUERY, DOCUMENTS)
+    print(device, *(score.hex() for score in found))
+    return found
+
+
+def host() -> None:
+    """The host's scores, where nothing of CANN needs to load."""
+    scores("cpu")
+    assert "pyrerank._C_npu" not in sys.modules
+    try:
+        ops.npu_kernels()
+        print("the kernels for the NPU load")
+    except RuntimeError as error:
+        print(type(error).__name__, error)
+
+
+def both() -> None:
+    """An engine on the CPU after one on an NPU, and the operators there, in one process."""
+    on_npu = scores("npu")
+    before = _C.counters()["launches"]
+    on_cpu = scores("cpu")
+    assert _C.counters()["launches"] > before, "a tensor of the host was not the host's kernels'"
+    assert max(abs(a - b) for a, b in zip(on_npu, on_cpu, strict=True)) < 2e-2
+    batch = Batch(torch.bfloat16)
+    for ours, there in zip(run(batch.hidden, *batch.others), batch.run(), strict=True):
+        torch.testing.assert_close(ours, there.cpu(), rtol=2e-2, atol=2e-2)
+
+
+def convert() -> None:
+    from pyrerank.convert import convert
+
+    print(convert(sys.argv[2], Path(sys.argv[3])))
+
+
+def npu_engine() -> None:
+    scores("npu")
+
+
 def address_of_the_host() -> None:
+    from pyrerank import _C_npu
+
     batch = Batch(torch.float32)
     hidden, index = batch.device_hidden, batch.device_others[1]
     stream = torch.npu.current_stream().npu_stream
     here = torch.empty(len(index), WIDTH)
 
     def gather() -> None:
-        _C.last_token_gather(
+        _C_npu.last_token_gather(
             hidden.data_ptr(),
             index.data_ptr(),
             here.data_ptr(),
@@ -132,4 +181,6 @@ def address_of_the_host() -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] not in ("host", "convert"):
+        import torch_npu  # noqa: F401  registers torch.npu
     globals()[sys.argv[1]]()

@@ -1,6 +1,5 @@
-"""Launches: threads, order of blocks, fork, counters."""
+"""Launches: threads, order of blocks, counters."""
 
-import os
 import subprocess
 import sys
 import threading
@@ -45,20 +44,6 @@ def test_launches_from_several_threads(fast, rows):
     for worker in workers:
         worker.join()
     assert not wrong
-
-
-def test_fork(fast, rows):
-    wanted = run(fast, rows, blocks=8, threads=3).tobytes()  # OpenMP's pool exists before the fork
-    children = []
-    for _ in range(3):
-        pid = os.fork()
-        if pid == 0:
-            same = run(fast, rows, blocks=8, threads=3).tobytes() == wanted
-            os._exit(0 if same else 1)
-        children.append(pid)
-    for pid in children:
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert run(fast, rows, blocks=8, threads=3).tobytes() == wanted
 
 
 def test_one_thread_starts_no_thread():
