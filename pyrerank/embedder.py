@@ -65,7 +65,7 @@ class _PoolHead:
         self, hidden: torch.Tensor, cu_seqlens: torch.Tensor, norm: RMSNorm
     ) -> torch.Tensor:
         """One whole vector a sequence, [B, size], dtype of hidden, or float32 with layers."""
-        weight: torch.Tensor = norm.weight
+        weight = norm.weight.to(hidden.dtype)
         if not self.every_token:
             cu_seqlens = torch.arange(len(hidden) + 1, dtype=torch.int32, device=hidden.device)
         if self.steps:

@@ -55,12 +55,8 @@ from pyrerank.errors import (
 from pyrerank.features import Features
 from pyrerank.graph import GraphError, Graphs
 from pyrerank.inputs import Encoder, Item, Prompt, unique
-<<<<<<< HEAD
 from pyrerank.model import Decoder, Head, Model
-=======
-from pyrerank.model import Decoder, RMSNorm
 from pyrerank.ops import npu_kernels
->>>>>>> 1a301d3 (The host's kernels are built with and without CANN, and tensors in its memory go to no others)
 from pyrerank.vision import VisionTower
 
 TOKEN_BUDGET = 8192

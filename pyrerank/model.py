@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from pyrerank import ops
+from pyrerank import cpu, ops
 from pyrerank.attention import DENSE_ROWS, Attend, dense, gathers
 from pyrerank.batch import SHARED_PER_TOKEN, Batch, Prefix
 from pyrerank.checkpoint import Checkpoint, DecoderConfig
@@ -213,6 +213,7 @@ class Decoder(nn.Module):
     ) -> torch.Tensor:
         """Hidden states [B, hidden_size] of the sequences' last tokens, before the final norm; or,
         with ``every_token``, [T, hidden_size] of all, for which ``prune`` must be off.
+        They have the dtype of the weights, or float32 where the kernels of csrc/cpu run.
 
         The features of pictures take the place of vision tokens' embeddings, and DeepStack features
         are added to the same rows after each of the first layers.  A row of ``batch.index`` may
@@ -237,6 +238,8 @@ class Decoder(nn.Module):
         angle = torch.cat((angle, angle), -1)[:, None]  # (tokens, 1, head_dim)
         cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         del angle
+        if cpu.runs(x):
+            x = x.float()  # of the sum of all layers 16 bits would lose a part in each
         # The sum of x and delta is the hidden state: each addition goes with the norm after it.
         # Names are dropped when their tensors are no longer needed, which bounds the memory.
         delta = None

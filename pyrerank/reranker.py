@@ -66,9 +66,8 @@ class _ScoreHead:
     ) -> torch.Tensor:
         """Score and logit of each sequence, float32 [B, 2]."""
         rows = torch.arange(len(hidden), dtype=torch.int32, device=hidden.device)
-        return torch.stack(
-            ops.score_head(hidden, rows, norm.weight, norm.eps, self.w, self.bias), dim=1
-        )
+        weight = norm.weight.to(hidden.dtype)
+        return torch.stack(ops.score_head(hidden, rows, weight, norm.eps, self.w, self.bias), dim=1)
 
 
 class Reranker(Engine[Pair, Score]):
