@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from checks import Bench, Check, Comparison, Figure, Skip, Wrong, record
-from checks.engine import BOUND, model
+from checks.engine import DTYPES, bound, model
 from checks.operators import EPS, NAMES, UNIT, attention_inputs, moved, normal, slack
 from pyrerank import Reranker, attention, layers
 from pyrerank.checkpoint import open_checkpoint
@@ -221,7 +221,7 @@ def against_cpu(bench: Bench, dtype: str, graph: bool) -> Figure:
     engine = Reranker(folder, device=bench.device, dtype=dtype, **options)
     comparison = Comparison()
     for turn in range(2):  # the second finds every graph captured and every picture encoded
-        comparison.add(f"turn {turn + 1}", scores(engine), want, BOUND[dtype])
+        comparison.add(f"turn {turn + 1}", scores(engine), want, bound(SHAPE, dtype))
     if engine.features is None or engine.features.encoded != 5:
         raise Wrong("pictures were not encoded once each")
     if not graph:
@@ -259,7 +259,7 @@ CHECKS: dict[str, Check] = {
         f"{SHAPE}, {dtype}, {'replayed' if graph else 'eager'}, against the CPU": partial(
             against_cpu, dtype=dtype, graph=graph
         )
-        for dtype in BOUND
+        for dtype in DTYPES
         for graph in (False, True)
     },
 }
