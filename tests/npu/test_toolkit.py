@@ -163,6 +163,8 @@ def test_kernels_that_do_not_load_are_an_error_before_weights_are_read(
     assert "DeviceError" in str(failed.value) and "Decoder.load" not in str(failed.value)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("installed", ["8.5.0"], indirect=True)
 def test_every_check_for_an_owner_of_an_npu_passes(installed: Installed, tmp_path: Path) -> None:
     """The CPU's reference is taken in the process in which the NPU's engine ran."""
     report = tmp_path / "report.json"
