@@ -121,7 +121,7 @@ def test_embeddings(tmp_path):
 
 @pytest.mark.parametrize("kind", list(CONTENTS))
 def test_what_a_stream_leaves_changes_no_bit_of_the_next(switched, kind):
-    prompts = switched.encode(
+    prompts = switched.prompts(
         [switched.pair("a pair", q, d) for q in ("steam", "mills") for d in CONTENTS[kind]]
     )
     head = (
