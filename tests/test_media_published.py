@@ -120,7 +120,7 @@ FILMS = [
     ("libx265", "yuv420p", "mp4", 30, 10, 320, 240),
     ("libvpx-vp9", "yuv420p", "webm", 24, 12, 318, 202),
     ("mjpeg", "yuvj444p", "avi", 31, 4, 333, 251),
-    ("mjpeg", "yuvj420p", "avi", 70, 1, 640, 480),  # of more tokens than a list may have
+    ("mjpeg", "yuvj420p", "avi", 70, 1, 640, 480),  # frames as large as a video of 64 may have them
     ("mpeg4", "yuv420p", "mp4", 50, 2, 352, 288),
     ("ffv1", "bgr0", "mkv", 5, Fraction(24000, 1001), 75, 333),
 ]
