@@ -34,7 +34,8 @@ import torch
 
 from pyrerank.checkpoint import Checkpoint, DecoderConfig
 from pyrerank.device import runtime
-from pyrerank.inputs import EmbeddingEncoder, Prompt, PromptEncoder, Visual, pair_up
+from pyrerank.inputs import EmbeddingEncoder, PromptEncoder
+from pyrerank.items import Prompt, Visual, pair_up
 from pyrerank.media import Reader
 from pyrerank.vision import CHANNELS, MERGE, PAIR, PATCH, VisionConfig
 

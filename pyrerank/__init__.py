@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         TruncationWarning,
     )
     from pyrerank.fetch import Fetcher
-    from pyrerank.inputs import Explanation
+    from pyrerank.items import Explanation
     from pyrerank.pictures import Media
     from pyrerank.reranker import Ranked, Reranker, Score, explain, rank, score
 
@@ -66,7 +66,7 @@ def __getattr__(name: str) -> Any:
         return import_module("pyrerank.ops")
     if name not in __all__:
         raise AttributeError(f"module 'pyrerank' has no attribute {name!r}")
-    for home in ("errors", "fetch", "pictures", "embedder", "reranker"):
+    for home in ("errors", "fetch", "items", "pictures", "embedder", "reranker"):
         module = import_module(f"pyrerank.{home}")
         if hasattr(module, name):
             return getattr(module, name)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from pyrerank.inputs import Prompt, Span, Visual
+from pyrerank.items import Prompt, Span, Visual
 
 # of one pass; the limit of CANN's fused attention on packed sequences
 MAX_SEQUENCES = 4096

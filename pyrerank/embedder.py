@@ -17,7 +17,8 @@ from pyrerank.checkpoint import Checkpoint, open_checkpoint
 from pyrerank.checks import check_flag, check_int, check_list
 from pyrerank.engine import Engine
 from pyrerank.errors import CheckpointError, NonFiniteScore
-from pyrerank.inputs import EmbeddingEncoder, Input, Prompt
+from pyrerank.inputs import EmbeddingEncoder
+from pyrerank.items import Input, Prompt
 from pyrerank.loaded import Loaded
 from pyrerank.media import Reader
 from pyrerank.model import RMSNorm

@@ -54,7 +54,8 @@ from pyrerank.errors import (
 )
 from pyrerank.features import Features
 from pyrerank.graph import GraphError, Graphs
-from pyrerank.inputs import Encoder, Item, Prompt, unique
+from pyrerank.inputs import Encoder
+from pyrerank.items import Item, Prompt, unique
 from pyrerank.model import Decoder, Head, Model
 from pyrerank.ops import npu_kernels
 from pyrerank.vision import VisionTower

@@ -10,7 +10,7 @@ import torch
 
 from pyrerank.batch import MAX_SEQUENCES
 from pyrerank.device import reserve
-from pyrerank.inputs import Visual
+from pyrerank.items import Visual
 from pyrerank.pictures import MIN_IMAGE_TOKENS
 from pyrerank.vision import MERGE, PAIR, PATCH, Grid, VisionTower, patches
 

@@ -14,7 +14,8 @@ from pyrerank.checkpoint import Checkpoint, open_checkpoint
 from pyrerank.checks import check_int, check_list, check_text, entries
 from pyrerank.engine import Engine
 from pyrerank.errors import CheckpointError
-from pyrerank.inputs import Explanation, Pair, Prompt, PromptEncoder, pair_up
+from pyrerank.inputs import PromptEncoder
+from pyrerank.items import Explanation, Pair, Prompt, pair_up
 from pyrerank.loaded import Loaded
 from pyrerank.media import Reader, is_parts
 from pyrerank.model import RMSNorm

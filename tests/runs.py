@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from pyrerank.batch import Batch, Run, pack, plan
-from pyrerank.inputs import Prompt
+from pyrerank.items import Prompt
 
 T = TypeVar("T")
 

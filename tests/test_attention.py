@@ -8,7 +8,7 @@ from runs import packed, sharing
 
 from pyrerank.attention import by_sequence, causal_mask, dense, full
 from pyrerank.batch import Batch, pad
-from pyrerank.inputs import Prompt
+from pyrerank.items import Prompt
 
 lengths = st.lists(st.integers(1, 40), min_size=1, max_size=6)
 heads = st.sampled_from([(1, 1), (4, 2), (6, 2), (8, 1)])

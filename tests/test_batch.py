@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from runs import packed, sharing
 
 from pyrerank.batch import in_windows, pack, pad, plan
-from pyrerank.inputs import Prompt, Span
+from pyrerank.items import Prompt, Span
 
 prompts = st.lists(st.integers(0, 1000), min_size=1, max_size=50).map(lambda ids: Prompt(ids, 0))
 

@@ -12,7 +12,8 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from pyrerank.checks import check_text
-from pyrerank.inputs import PromptEncoder, pair_up
+from pyrerank.inputs import PromptEncoder
+from pyrerank.items import pair_up
 from pyrerank.prompt import HEAD, TAIL, TEMPLATES, THOUGHT, unformat
 
 FAMILIES = ["qwen3", "qwen3-vl"]

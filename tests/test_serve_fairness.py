@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyrerank.batch import Run, plan
-from pyrerank.inputs import Prompt
+from pyrerank.items import Prompt
 from pyrerank.serve import schedule
 from pyrerank.serve.schedule import Job, Scheduler
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from pyrerank.batch import Run, pack, plan
-from pyrerank.inputs import Prompt, PromptEncoder
+from pyrerank.inputs import PromptEncoder
+from pyrerank.items import Prompt
 
 FOLDER = Path(__file__).parent
 sys.path.append(str(FOLDER.parents[1] / "examples"))

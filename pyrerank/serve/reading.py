@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pyrerank.errors import NonFiniteScore
-from pyrerank.inputs import Input, Pair, Prompt
+from pyrerank.items import Input, Pair, Prompt
 from pyrerank.media import Reader
 from pyrerank.pictures import Media
 from pyrerank.serve.contents import Size

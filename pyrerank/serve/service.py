@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from pyrerank.embedder import Embedder
-from pyrerank.inputs import Pair, Prompt
+from pyrerank.items import Pair, Prompt
 from pyrerank.media import Content, Reader
 from pyrerank.outputs import numbers
 from pyrerank.pictures import Media

@@ -18,7 +18,7 @@ from pyrerank.attention import last_rows
 from pyrerank.batch import pack
 from pyrerank.device import runtime
 from pyrerank.graph import buckets
-from pyrerank.inputs import Prompt
+from pyrerank.items import Prompt
 
 # |score - float32 on the CPU|: the bounds that the CPU engine has against transformers
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}

@@ -17,7 +17,7 @@ from pyrerank import DeviceError, EngineClosed, NonFiniteScore, OutOfMemory, Rer
 from pyrerank.attention import FusedInfer
 from pyrerank.batch import pack
 from pyrerank.device import resolve
-from pyrerank.inputs import Prompt
+from pyrerank.items import Prompt
 
 QUERY = "What is the capital of China?"
 DOCUMENTS = ["Beijing is the capital of China.", "Gravity gives weight to objects. " * 30, ""]
