@@ -3,7 +3,10 @@ kernels."""
 
 import sys
 from importlib import import_module
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import version
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -73,5 +76,25 @@ def __getattr__(name: str) -> Any:
     raise AssertionError(name)
 
 
-if "torch" in sys.modules:  # then its operators cost next to nothing more
+class _WithTorch(MetaPathFinder):
+    """Finds torch as it is found anyway, and has pyrerank's operators registered after torch was
+    imported: ``torch.ops.pyrerank`` is there whichever of the two is imported first."""
+
+    def find_spec(self, fullname: str, *_: Any) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(fullname) if fullname == "torch" else None
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                sys.meta_path.remove(self)
+                execute(module)
+                import_module("pyrerank.ops")
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+if "torch" in sys.modules:
     import_module("pyrerank.ops")
+else:
+    sys.meta_path.insert(0, _WithTorch())

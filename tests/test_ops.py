@@ -280,8 +280,9 @@ except ValueError as error:
     "imports",
     [
         "import torch, pyrerank",
+        "import pyrerank, torch",
         "import pyrerank.ops, torch",
-        "import pyrerank, torch; pyrerank.ops",
+        "import pyrerank; from importlib.util import find_spec; find_spec('torch'); import torch",
     ],
 )
 def test_the_operators_are_registered(imports: str) -> None:
