@@ -227,11 +227,11 @@ class CMakeBuild(build_ext):
             if home or os.environ.get("PYRERANK_TARGET"):
                 fail(f"target {target}: needs a C++17 compiler (g++ 12 or newer): none was found.")
             if ext.name == "pyrerank._C":
-                print(
-                    "pyrerank: no C++ compiler: installing without kernels, PyTorch runs instead."
-                )
-        elif ext.name == "pyrerank._C":
-            self.build(destination, "cpu", "Ninja", find_tool("ninja", "pip install ninja"))
+                print("pyrerank: no C++ compiler: installing without kernels, torch runs instead.")
+            return
+        cmake = find_tool("cmake", "pip install cmake")
+        if ext.name == "pyrerank._C":
+            self.build(destination, "cpu", cmake, "Ninja", find_tool("ninja", "pip install ninja"))
         elif home:
             version = find_version(home)
             check_version(home, version)
@@ -240,6 +240,7 @@ class CMakeBuild(build_ext):
             self.build(
                 destination,
                 "npu",
+                cmake,
                 "Unix Makefiles",
                 find_tool("make", remedy),
                 PYRERANK_SOC=soc,
@@ -248,10 +249,15 @@ class CMakeBuild(build_ext):
             )
 
     def build(
-        self, destination: Path, target: str, generator: str, make: str, **options: object
+        self,
+        destination: Path,
+        target: str,
+        cmake: str,
+        generator: str,
+        make: str,
+        **options: object,
     ) -> None:
         """Builds the module of a target and puts it at ``destination``."""
-        cmake = find_tool("cmake", "pip install cmake")
         tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
         environment = dict(os.environ)
         if home := options.get("PYRERANK_CANN"):
