@@ -10,7 +10,8 @@ from torch import nn
 from pyrerank import cpu
 
 # With fewer rows a thread, libraries for the CPU take other ways through a matrix product, in which
-# sums round differently. With these and more, a row has the same bits in any batch.
+# sums round differently. With these and more, a row has the same bits in any batch; not in bfloat16
+# with AMX, where oneDNN's sums depend on the number of rows up to several hundreds.
 LEAST_ROWS = 64
 
 
