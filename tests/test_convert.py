@@ -141,13 +141,12 @@ class TestConverted:
         for name in ("LICENSE", "additional_chat_templates/reranker.jinja", "README.md"):
             (source / name).parent.mkdir(exist_ok=True)
             (source / name).write_text(name)
-        (source / "modules.json").write_text("[]")
         (source / "tokenizer_config.json").rename(tmp_path / "blob")
         (source / "tokenizer_config.json").symlink_to(tmp_path / "blob")  # as in the hub's cache
         convert(source, tmp_path / "target")
         files = {p.relative_to(source) for p in source.rglob("*") if p.is_file()}
         written = {p.relative_to(tmp_path / "target") for p in (tmp_path / "target").rglob("*.*")}
-        left_out = {"README.md", "modules.json", "generation_config.json"}
+        left_out = {"README.md", "generation_config.json"}
         assert {str(path) for path in files - written - {Path("LICENSE")}} <= left_out
         for path in files & written - {Path("config.json"), Path("model.safetensors")}:
             assert (source / path).read_bytes() == (tmp_path / "target" / path).read_bytes()

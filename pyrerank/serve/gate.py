@@ -15,6 +15,8 @@ import math
 import re
 import time
 import uuid
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
@@ -117,13 +119,26 @@ class Gate:
             finally:
                 self._here -= counted
                 self._metrics.here.set(self._here)
-                self._bodies -= visit.reserved
+                self._release(visit)
         finally:
             self._record(scope, visit)
 
     def _reserve(self, visit: Visit, size: int) -> None:
         self._bodies += size - visit.reserved
         visit.reserved = size
+
+    def _release(self, visit: Visit) -> None:
+        """Gives back what the body had reserved, once no thread reads it any more."""
+        reading, loop = visit.job.reading, asyncio.get_running_loop()
+
+        def later(_: Future[None]) -> None:
+            with suppress(RuntimeError):  # the server has ended
+                loop.call_soon_threadsafe(self._reserve, visit, 0)
+
+        if reading is None or reading.done():
+            self._reserve(visit, 0)
+        else:
+            reading.add_done_callback(later)
 
     def _refusal(self, scope: Scope, headers: Headers, size: int, counted: bool) -> Response | None:
         """The answer to a request that comes no further."""

@@ -73,7 +73,7 @@ class Reading:
     ) -> list[torch.Tensor]:
         """The engine's rows for entries, in order; ``job.prompts`` has their prompts then.
 
-        When it is cancelled, it ends as soon as no thread holds the entries any more.
+        When it is cancelled, a thread may hold the entries until ``job.reading`` is done.
 
         Args:
             entries: what is read, and belongs to the request's body.
@@ -90,14 +90,12 @@ class Reading:
         kind = "fetching" if size.fetched else "large" if self._is_large(size) else "small"
         job.small = kind == "small"
         held = [entries]  # a work item that is cancelled stays in the executor's queue
-        reading = self._threads[kind].submit(self._queue, held, job, limit)
+        job.reading = self._threads[kind].submit(self._queue, held, job, limit)
         try:
             rows = await asyncio.wrap_future(job.done)
         except asyncio.CancelledError:
-            if reading.cancel():
+            if job.reading.cancel():
                 held.clear()
-            else:
-                await asyncio.wait([asyncio.wrap_future(reading)])
             raise
         for entry, row in zip(entries, rows, strict=True):
             # here, because the engine would read all weights to name those that are not finite

@@ -57,6 +57,7 @@ class Job:
         waiting: tokens of the prompts that wait.
         computed: of each prompt, how many tokens were computed for it, and not for another before.
         times: when it was queued, started and done.
+        reading: the work of the thread that reads the request's body; None before there is any.
         turn: how many passes had been filled when it was queued or its last turn ended; the order
             of large jobs.
         served: tokens that its turn has had of passes, without the first of each that are shared.
@@ -69,6 +70,7 @@ class Job:
     waiting: int = 0
     computed: dict[int, int] = field(default_factory=dict)
     times: dict[str, float] = field(default_factory=dict)
+    reading: Future[None] | None = None
     turn: int = 0
     served: int = 0
     _rows: dict[int, torch.Tensor] = field(default_factory=dict)
