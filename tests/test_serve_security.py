@@ -376,7 +376,7 @@ class TestBombs:
         assert served.post("/rerank", with_document(pictures)).status_code == 504
         late.set()
         served.close()  # after what its threads have
-        assert asked == ["http://a/1"]
+        assert "http://a/2" not in asked
 
     def test_frames_are_pictures_in_any_form(self, serve):
         served = serve(max_pictures=3)
