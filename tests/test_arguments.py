@@ -17,6 +17,8 @@ from pyrerank import device as devices
 from pyrerank.checks import check_int, entries
 from pyrerank.cli import main
 
+pytestmark = pytest.mark.slow
+
 pandas, pyarrow = pytest.importorskip("pandas"), pytest.importorskip("pyarrow")
 
 QUERY = "capital of China"

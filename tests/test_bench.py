@@ -14,6 +14,8 @@ import torch.nn.functional as F
 
 from pyrerank import Reranker, attention, layers, machine, ops
 
+pytestmark = [pytest.mark.slow, pytest.mark.long]
+
 BENCH = Path(__file__).parents[1] / "bench"
 sys.path.append(str(BENCH))
 

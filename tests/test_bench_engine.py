@@ -18,6 +18,8 @@ from transformers import AutoModelForCausalLM, Qwen3VLForConditionalGeneration
 
 from pyrerank.checkpoint import open_checkpoint
 
+pytestmark = [pytest.mark.slow, pytest.mark.long]
+
 BENCH = Path(__file__).parents[1] / "bench"
 sys.path += [str(BENCH), str(BENCH / "peers")]
 

@@ -16,6 +16,8 @@ from test_kernels import DTYPES, gather, pool, random_rows, random_weights, scor
 from pyrerank import _C, bench_kernels, bench_report, ops
 from pyrerank.bench_kernels import Case
 
+pytestmark = pytest.mark.slow
+
 BENCH = Path(__file__).parents[1] / "bench"
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = [pytest.mark.slow, pytest.mark.long]
+
 BENCH = Path(__file__).parents[1] / "bench"
 sys.path.append(str(BENCH))
 

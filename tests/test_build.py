@@ -10,6 +10,8 @@ from pathlib import Path
 import pybind11
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 

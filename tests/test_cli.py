@@ -18,6 +18,8 @@ from pyrerank import Embedder, Fetcher, Media, Reranker, fetch
 from pyrerank.cli import main
 from pyrerank.jsonl import CHUNK
 
+pytestmark = pytest.mark.slow
+
 DATA = Path(__file__).parent / "data"
 PICTURES = DATA / "pictures"
 CAT, COFFEE, STARS = PICTURES / "cat.jpg", PICTURES / "coffee.jpg", PICTURES / "stars.mp4"

@@ -28,6 +28,8 @@ from pyrerank import convert as conversion
 from pyrerank.cli import main
 from pyrerank.convert import convert
 
+pytestmark = pytest.mark.slow
+
 CAT = Path(__file__).parent / "data/pictures/cat.jpg"
 QUERY = "What is the capital of China? 中国的首都是哪里？"
 TEXTS = ["Beijing is the capital of China.", "", "Gravity attracts bodies with mass. " * 9]

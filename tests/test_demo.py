@@ -22,6 +22,8 @@ from pyrerank import Reranker, demo, rank
 from pyrerank.cli import main
 from pyrerank.find import DEMO
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "train"))
 from data import HELD_OUT, Corpus, Task, picture_task  # noqa: E402

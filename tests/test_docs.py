@@ -13,6 +13,8 @@ from strict_build import load_strict
 
 import pyrerank
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 

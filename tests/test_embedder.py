@@ -15,6 +15,8 @@ from transformers import AutoTokenizer, Qwen3Model, Qwen3VLModel
 import pyrerank
 from pyrerank import CheckpointError, Embedder, NonFiniteScore, Reranker
 
+pytestmark = pytest.mark.slow
+
 TASK = "Given a web search query, retrieve relevant passages that answer the query"
 TEXTS = [
     "What is the capital of China?",

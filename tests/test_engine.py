@@ -19,6 +19,8 @@ from safetensors.torch import load_file, save_file
 import pyrerank
 from pyrerank import DeviceError, NonFiniteScore, Reranker
 
+pytestmark = pytest.mark.slow
+
 # |score - reference|: float32 rounding of a few layers; bfloat16 has 8 bits of mantissa
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
 BATCH_TOLERANCE = 1e-6  # a matrix product may add in another order when it has more rows

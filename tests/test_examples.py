@@ -18,6 +18,8 @@ from published import Clip, Published, PublishedEmbedder
 
 from pyrerank import CheckpointError, Embedder, Reranker
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 PICTURES = ROOT / "tests/data/pictures"
 INSTRUCTION = "Given a search query, retrieve relevant candidates that answer the query."

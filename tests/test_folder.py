@@ -34,6 +34,8 @@ from pyrerank.checkpoint import open_checkpoint
 from pyrerank.convert import convert
 from pyrerank.find import DEMO
 
+pytestmark = pytest.mark.slow
+
 # the demonstration model's vocabulary is a tenth of the published one
 VOCABULARY = 16026
 SIZE = 48

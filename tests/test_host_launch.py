@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 SIMULATED = """
 extern "C" int cannsim_launch(void*, const char*, int (*call)(void*), void* item,
                               void (*drop)(void*)) {

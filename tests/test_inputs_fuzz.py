@@ -21,6 +21,8 @@ from checkpoints import write_random
 from pyrerank import Embedder, Fetcher, Media, Reranker
 from pyrerank.cli import main
 
+pytestmark = pytest.mark.slow
+
 PICTURES = Path(__file__).parent / "data/pictures"
 CAT, PAGE, STARS = PICTURES / "cat.jpg", PICTURES / "page.png", PICTURES / "stars.mp4"
 SMALL = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 16}

@@ -15,9 +15,12 @@ from hypothesis import strategies as st
 
 from pyrerank import Embedder, Reranker, cpu
 
-pytestmark = pytest.mark.skipif(
-    not cpu.runs(torch.zeros(1)), reason="installed without the kernels of csrc/cpu"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not cpu.runs(torch.zeros(1)), reason="installed without the kernels of csrc/cpu"
+    ),
+]
 
 TEXT = "The steam engine was improved by James Watt; 蒸汽机的热源是什么？ It drove mills and more. "
 WORDS = TEXT.split()

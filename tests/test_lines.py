@@ -19,6 +19,8 @@ from pyrerank.cli import main
 from pyrerank.jsonl import EmbedTask, ScoreTask, process
 from pyrerank.outputs import JsonLines, NpyRows
 
+pytestmark = pytest.mark.slow
+
 PICTURES = Path(__file__).parent / "data/pictures"
 QUERY = "capital of China?"
 NAN = "北"  # a character whose tokens the checkpoint has spoilt

@@ -14,6 +14,8 @@ from checkpoints import write_random
 import pyrerank
 from pyrerank import Embedder, EngineClosed, Reranker, embedder, reranker
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ["Beijing is the capital of China.", "Gravity attracts bodies.", "a"]
 
 

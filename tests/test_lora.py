@@ -17,6 +17,8 @@ from test_convert import KINDS, QUERY, TEXTS, TOLERANCE, documents, tensors
 from pyrerank import CheckpointError, Reranker
 from pyrerank.convert import convert
 
+pytestmark = pytest.mark.slow
+
 # Modules of the decoder and of the vision tower, by KINDS; each published matrix is trained once.
 TRAINED = {
     "qwen3-reranker": [

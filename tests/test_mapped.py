@@ -15,6 +15,8 @@ from pyrerank.cli import main
 from pyrerank.convert import convert
 from pyrerank.serve.schedule import Job, Scheduler
 
+pytestmark = pytest.mark.slow
+
 DOCUMENTS = ["the moon is bright", "bread"]
 
 

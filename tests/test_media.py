@@ -21,6 +21,8 @@ from pyrerank.media import Content, Image, Reader
 from pyrerank.pictures import MAX_IMAGE_TOKENS, MIN_IMAGE_TOKENS, SIDE, Media, fitting_size
 from pyrerank.video import FRAME_PIXELS
 
+pytestmark = pytest.mark.slow
+
 PICTURES = Path(__file__).parent / "data/pictures"
 IMAGE_PIXELS = MIN_IMAGE_TOKENS * SIDE**2, MAX_IMAGE_TOKENS * SIDE**2
 CAT, PAGE, STARS = PICTURES / "cat.jpg", PICTURES / "page.png", PICTURES / "stars.mp4"

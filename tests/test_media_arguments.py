@@ -10,6 +10,8 @@ from checkpoints import write_random
 from pyrerank import Embedder, Fetcher, Media, Reranker
 from pyrerank.media import Reader
 
+pytestmark = pytest.mark.slow
+
 CAT = Path(__file__).parent / "data/pictures/cat.jpg"
 SHORT = "data:image/png;base64,iVBORw0KGgo="
 

@@ -12,6 +12,8 @@ from published_media import Clip, package, resized
 
 from pyrerank.media import Media, Reader
 
+pytestmark = pytest.mark.slow
+
 PICTURES = Path(__file__).parent / "data/pictures"
 # width, height: at the edges of what is rounded, enlarged, shrunk or refused
 EDGES = [(1, 1), (1, 200), (200, 1), (31, 33), (48, 80), (160, 120), (896, 1120), (1024, 768)]

@@ -19,6 +19,8 @@ from pyrerank import Embedder, Media, Reranker
 from pyrerank.batch import positions
 from pyrerank.media import Image
 
+pytestmark = pytest.mark.slow
+
 DATA = Path(__file__).parent / "data/pictures"
 CAT, COFFEE, ROCKET, PAGE = (DATA / f for f in ("cat.jpg", "coffee.jpg", "rocket.jpg", "page.png"))
 STARS = DATA / "stars.mp4"

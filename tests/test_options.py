@@ -13,6 +13,8 @@ from pyrerank.cli import main
 from pyrerank.jsonl import content_of
 from pyrerank.prompt import HEAD, TAIL
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def files(tmp_path, monkeypatch) -> None:

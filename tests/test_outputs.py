@@ -15,6 +15,8 @@ from pyrerank.jsonl import CHUNK, Done, EmbedTask, process
 from pyrerank.media import Media
 from pyrerank.outputs import JsonLines, NpyRows
 
+pytestmark = pytest.mark.slow
+
 DIM = 5
 
 

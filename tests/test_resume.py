@@ -13,6 +13,8 @@ from pyrerank.checkpoint import open_checkpoint
 from pyrerank.cli import main
 from pyrerank.journal import identity
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[1] / "bench/rounding.py"
 spec = importlib.util.spec_from_file_location("rounding", SCRIPT)
 assert spec is not None and spec.loader is not None

@@ -24,6 +24,8 @@ from pyrerank.checkpoint import open_checkpoint
 from pyrerank.convert import convert
 from pyrerank.lora import merge
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ["Beijing is the capital of China.", "Gravity attracts bodies with mass."]
 TOLERANCE = 1e-5  # float32 rounding of a few layers
 TEXT, VL = "qwen3-reranker", "qwen3-vl-reranker"

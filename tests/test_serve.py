@@ -17,6 +17,8 @@ from serving import Served
 from pyrerank import Embedder, Reranker
 from pyrerank.prompt import SYSTEM
 
+pytestmark = pytest.mark.slow
+
 # Requests and answers of vLLM 0.32.0's server, of which strings and vectors are cut short.
 RECORDED = json.loads((Path(__file__).parent / "data/vllm-0.32.json").read_text("utf-8"))
 QUERY = "What is the capital of China?"

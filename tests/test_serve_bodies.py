@@ -13,6 +13,8 @@ from pyrerank import Reranker
 from pyrerank.serve.gate import Gate
 from pyrerank.serve.reading import THREADS
 
+pytestmark = pytest.mark.slow
+
 SIZE = 100_000  # bytes of a body, about
 LEFT = 20
 

@@ -8,6 +8,8 @@ from serving import running
 
 from pyrerank import Embedder, Reranker
 
+pytestmark = pytest.mark.slow
+
 QUERY = "What is the capital of China?"
 DOCUMENTS = ["Gravity is a force.", "Beijing is the capital of China.", "steam", ""]
 

@@ -18,6 +18,8 @@ from pyrerank.items import Prompt
 from pyrerank.serve import schedule
 from pyrerank.serve.schedule import Job, Scheduler
 
+pytestmark = pytest.mark.slow
+
 BUDGET = 100
 PATIENCE = 60.0
 

@@ -16,6 +16,8 @@ from serving import Served
 from pyrerank import Embedder, Reranker
 from pyrerank.serve import wire
 
+pytestmark = pytest.mark.slow
+
 RERANK = {"query": "a", "documents": ["b", "c"]}
 SCORE = {"queries": "a", "documents": ["b", "c"]}
 EMBED = {"input": ["a", "b"]}

@@ -15,6 +15,8 @@ from serving import PATIENCE, Served, held
 from pyrerank import Reranker
 from pyrerank.serve.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 BODY = {"query": "a secret question", "documents": ["a secret answer", "b"]}
 KEYS = ("first-key", "second-key")
 

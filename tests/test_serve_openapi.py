@@ -8,6 +8,8 @@ from serving import Served
 
 from pyrerank import Embedder, Reranker
 
+pytestmark = [pytest.mark.slow, pytest.mark.long]
+
 schemathesis = pytest.importorskip("schemathesis")
 from schemathesis.checks import not_a_server_error  # noqa: E402
 from schemathesis.specs.openapi.checks import (  # noqa: E402

@@ -16,6 +16,8 @@ from serving import PATIENCE, Process, running
 from pyrerank import Reranker
 from pyrerank.cli import main
 
+pytestmark = pytest.mark.slow
+
 QUERY = "What is the capital of China?"
 DOCUMENTS = ["Beijing is the capital of China.", "Gravity is a force.", "steam", ""]
 

@@ -16,6 +16,8 @@ from pyrerank.errors import EngineClosed
 from pyrerank.serve import schedule
 from pyrerank.serve.schedule import Job, Scheduler
 
+pytestmark = pytest.mark.slow
+
 QUERY = "What is the capital of China?"
 SHARED = 8  # tokens that any two prompts of different queries share, at least
 

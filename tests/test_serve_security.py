@@ -23,6 +23,8 @@ from pyrerank import Embedder, Fetcher, Reranker, fetch, prompt
 from pyrerank.prompt import SYSTEM
 from pyrerank.serve import protocol, reading, service
 
+pytestmark = pytest.mark.slow
+
 JSON = {"content-type": "application/json"}
 HEAD = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n"
 TAIL = "<|im_end|>\n<|im_start|>assistant\n"

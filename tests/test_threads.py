@@ -20,6 +20,8 @@ from pyrerank import Embedder, EngineClosed, Reranker
 from pyrerank.batch import Batch
 from pyrerank.graph import buckets
 
+pytestmark = pytest.mark.slow
+
 QUERY = "a rocket"
 TEXTS = [f"text {i} about rockets " * (1 + i % 7) for i in range(24)]
 

@@ -21,6 +21,8 @@ from pyrerank.checkpoint import open_checkpoint
 from pyrerank.model import interleaved_axes
 from pyrerank.vision import VisionConfig, VisionTower, patches
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 IMAGE, VIDEO, VOCABULARY = 100, 101, 128  # token ids
 # t, h, w in patches: the smallest, odd multiples of 2, the table's own size, a strip, a video
