@@ -138,7 +138,8 @@ class Embedder(Engine[Input, Embedding]):
         max_tokens, device, dtype, token_budget, graph, vision_cache: as for `Reranker`.
 
     Attributes:
-        dim, normalize: for calls that do not say.
+        dim: numbers a vector, for calls that do not say.
+        normalize: whether vectors have length 1, for calls that do not say.
 
     Raises: as `Reranker`.
     """
