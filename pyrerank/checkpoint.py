@@ -348,8 +348,9 @@ def open_checkpoint(model: str | os.PathLike[str] | Checkpoint) -> Checkpoint:
 
 
 def _decoder_config(path: Path, family: str, text: Mapping[str, Any]) -> DecoderConfig:
-    # rope_parameters is where transformers 5 keeps what earlier files spread over two keys
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    # rope_parameters is where transformers 5 keeps what earlier files spread over two keys; where
+    # both are, it takes rope_scaling
+    rope = {**(text.get("rope_parameters") or {}), **(text.get("rope_scaling") or {})}
     expected = {
         "hidden_act": (text.get("hidden_act", "silu"), "silu"),
         "attention_bias": (text.get("attention_bias", False), False),
@@ -361,7 +362,7 @@ def _decoder_config(path: Path, family: str, text: Mapping[str, Any]) -> Decoder
         "mrope_interleaved": (rope.get("mrope_interleaved", True), True),
     }
     for key, (got, want) in expected.items():
-        if got != want:
+        if got is not None and got != want:
             raise CheckpointError(
                 f"{path}: config.json sets {key} to {got!r}; pyrerank supports only {want!r}"
             )

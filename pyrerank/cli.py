@@ -51,7 +51,15 @@ def main(argv: list[str] | None = None) -> int:
     except DeviceError as error:
         print(f"pyrerank: error: {error}{hint}", file=sys.stderr)
         return 2
-    except (ValueError, TypeError, ArithmeticError, OSError, ImportError, MemoryError) as error:
+    except (
+        ValueError,
+        TypeError,
+        ArithmeticError,
+        OSError,
+        ImportError,
+        MemoryError,
+        Warning,
+    ) as error:
         print(f"pyrerank: error: {str(error) or type(error).__name__}", file=sys.stderr)
         return 2
 

@@ -173,7 +173,7 @@ class Embedder(Engine[Input, Embedding]):
         self._size = sizes[-1] if sizes else checkpoint.config.hidden_size
         # a folder that cuts vectors does so after all steps, and leaves them as they are then
         self._cuts_last = modules.normalizes and bool(modules.dim) and dim is normalize is None
-        self.dim = self._checked_dim(dim) or modules.dim or self._size
+        self.dim = self._checked_dim(dim) or min(modules.dim or self._size, self._size)
         self.normalize = modules.normalizes
         if normalize is not None:
             self.normalize = check_flag("normalize", normalize)

@@ -233,10 +233,12 @@ def _hub_cache() -> Path:
 def _of_modelscope(repo: str) -> Iterator[Path]:
     owner, _, title = repo.rpartition("/")
     for root in _modelscope_roots():
-        # ModelScope writes a dot in a model's name as three underscores
-        folder = root / owner / title.replace(".", "___")
-        if owner and folder.is_dir():
-            yield folder
+        # ModelScope wrote a dot in a model's name as three underscores; newer releases have a
+        # folder for each revision, as the hub has
+        names = (f"{owner}/{title.replace('.', '___')}", f"{owner}/{title}")
+        folders = [root / name for name in names]
+        folders += sorted((root / f"{owner}--{title}/snapshots").glob("*"))
+        yield from (folder for folder in dict.fromkeys(folders) if owner and folder.is_dir())
 
 
 def _modelscope_roots() -> list[Path]:

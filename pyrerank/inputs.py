@@ -30,7 +30,7 @@ from pyrerank.prompt import (
     unformat,
     unformat_embedding,
 )
-from pyrerank.tokens import PlainText, single_token, special_tokens
+from pyrerank.tokens import PlainText, control_pattern, single_token, special_tokens
 
 START, END = "<|vision_start|>", "<|vision_end|>"
 # An instruction that leaves less is a mistake; and as words at the seams of the template may share
@@ -57,6 +57,7 @@ class Encoder(Generic[Item]):
         self.max_tokens = self._published = published
         self._tokenizer = tokenizer
         self._text = text = PlainText(tokenizer)
+        self._controls = control_pattern(tokenizer)
         self._token = cache(lambda token: single_token(tokenizer, token))
         # The ids of what is no content: texts of templates, instructions.  The function knows
         # nothing of the encoder, which would refer to itself, and be freed late.
@@ -233,7 +234,7 @@ class PromptEncoder(Encoder[Pair]):
                     "instruction; give none"
                 )
             contents = {"query": item.query, "document": item.document}
-            return chat_prompt(parts, item.instruction, contents)
+            return chat_prompt(parts, item.instruction, contents, self._controls)
         return self.template.prompt(item.instruction or "", item.query, item.document)
 
     def pair(
@@ -304,10 +305,12 @@ class EmbeddingEncoder(Encoder[Input]):
         if self.modules.chat is not None and not edits:
             said = item.prompt if item.instruction is None else item.instruction
             parts = self.modules.chat.embedding(said is not None)
-            return chat_prompt(parts, said, {"user": item.content})
+            return chat_prompt(parts, said, {"user": item.content}, self._controls)
         if self.family == "qwen3-vl":
             return embedding_prompt(item.instruction, item.content)
-        return text_embedding_prompt(item.instruction, item.prompt, item.content, self._ends)
+        return text_embedding_prompt(
+            item.instruction, item.prompt, item.content, self._ends, self._controls
+        )
 
     def input(
         self,

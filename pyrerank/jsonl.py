@@ -31,6 +31,9 @@ CHUNK = 64
 
 FIELDS = ("query", "document", "documents", "instruction", "id")
 KINDS = ("text", "image", "video")  # fields of a line that is a document
+OTHER_NAMES = {"image_url": "image", "img": "image", "video_url": "video"}
+# of a picture in other programs
+SIZED = ("fps", "max_frames", "max_pixels", "min_pixels", "resized_height", "resized_width")
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,8 @@ class EmbedTask:
 
     def read(self, item: dict[str, Any], reader: Reader) -> dict[str, Any]:
         """The input of a line, by its name.  Raises TypeError or ValueError for a bad one."""
-        instruction = item.get("instruction", self.instruction)
+        instruction = item.get("instruction")
+        instruction = self.instruction if instruction is None else instruction
         content = content_of(item, "instruction")
         return {"input": self.engine.input("input", content, instruction, reader)}
 
@@ -286,18 +290,28 @@ def content_of(item: dict[str, Any], *heeded: str) -> dict[str, Any]:
     Other fields (``_id``, ``title``) are the caller's own, those ``heeded`` among them.
 
     Raises:
-        ValueError: there is none of the three, or a field that looks like a misspelt one.
+        ValueError: there is none of the three, or a field that looks like a misspelt one, is
+            another program's name for one, or would change how a picture is read.
     """
     for kind in (*KINDS, *heeded):
         # one letter is wrong, or a short name lacks one
         near = get_close_matches(kind, map(str.lower, item), cutoff=max(0.8, 1 - 1 / len(kind)))
-        wrong = [field for field in item if field.lower() in near]
+        wrong = [field for field in item if field.lower() in near and item[field]]
         if wrong and kind not in item:
             raise ValueError(
                 f"the field {wrong[0]!r} would not be heeded, and looks like {kind!r} misspelt; "
                 "write it so, or rename it"
             )
+    for field, kind in OTHER_NAMES.items():
+        if item.get(field):
+            raise ValueError(f"the field {field!r} would not be heeded; call it {kind!r}")
     content: dict[str, Any] = {kind: item[kind] for kind in KINDS if kind in item}
+    for field in SIZED:
+        if item.get(field) and (content.get("image") or content.get("video")):
+            raise ValueError(
+                f"the field {field!r} would not be heeded: pictures are sized and sampled as "
+                "published, within the limits of pyrerank.Media; leave it out"
+            )
     if not content:
         raise ValueError("a document needs a 'text', an 'image' or a 'video'")
     return content

@@ -32,6 +32,11 @@ OLD_POOLING = {
 ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")
 # of a cross encoder: a result has the logit and its sigmoid, whichever the folder names
 SCORE_ACTIVATIONS = ("Identity", "Sigmoid")
+# of the model's first module; sentence-transformers reads the first that is there
+TRANSFORMER = [f"sentence_{kind}_config.json" for kind in (
+    "bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")]  # fmt: skip
+# what transformers' apply_chat_template does with a prompt besides rendering it
+CALLS = {"restore_suffix", "truncation", "max_length", "continue_final_message", "padding"}
 # values that ask for nothing
 OFF: tuple[object, ...] = (None, False, "", [], {})
 # how weights are loaded, which is pyrerank's own affair
@@ -172,7 +177,7 @@ def _read(path: Path, entries: list[Any]) -> Modules:
             "the folder that holds config.json and the weights"
         )
     overall = _optional(path / "config_sentence_transformers.json")
-    model = overall.get("model_type", "SentenceTransformer")
+    model = overall.get("model_type") or "SentenceTransformer"
     modules = _transformer(path, Modules(listed=True, steps=()))
     for kind, folder in kinds[1:]:
         modules = _module(modules, kind, folder)
@@ -193,7 +198,8 @@ def _overall(path: Path, modules: Modules, overall: Mapping[str, Any]) -> Module
     activation = str(overall.get("activation_fn") or "torch.nn.Sigmoid")
     if modules.task == "score":
         _torch_class(file, "activation_fn", activation, SCORE_ACTIVATIONS)
-    stored: dict[str, str | None] = overall.get("prompts") or {}
+    # sentence-transformers has these two, whatever the file says
+    stored: dict[str, str | None] = {"query": "", "document": "", **(overall.get("prompts") or {})}
     prompts = {name: prompt or "" for name, prompt in stored.items()}
     name = overall.get("default_prompt_name")
     if name is not None and name not in stored:
@@ -212,7 +218,8 @@ def _overall(path: Path, modules: Modules, overall: Mapping[str, Any]) -> Module
 def _transformer(path: Path, modules: Modules) -> Modules:
     """``sentence_bert_config.json`` and ``tokenizer_config.json``: limits, and how text becomes
     tokens."""
-    file = path / "sentence_bert_config.json"
+    known = [path / name for name in TRANSFORMER]
+    file = next((file for file in known if file.is_file()), known[0])
     config = _optional(file)
     read = {"max_seq_length", "do_lower_case", "modality_config", "processing_kwargs"}
     read |= {"transformer_task", "module_output_name", "unpad_inputs", "backend"}
@@ -236,12 +243,31 @@ def _transformer(path: Path, modules: Modules) -> Modules:
     text = {**(calls.get("common") or {}), **(calls.get("text") or {})}
     _only(file, text, {"padding", "padding_side", "truncation", "max_length", "return_tensors",
                        "logits_to_keep"}, "processing_kwargs.text.")  # fmt: skip
+    if text.get("truncation", True) not in (True, None, "longest_first", "only_first"):
+        raise CheckpointError(
+            f"{file} sets processing_kwargs.text.truncation to {text['truncation']!r}; pyrerank "
+            "cuts texts at their end"
+        )
+    rendering = calls.get("chat_template") or {}
+    for key in sorted(CALLS & rendering.keys()):
+        if rendering[key] is not None and (key, rendering[key]) not in (
+            ("restore_suffix", True), ("truncation", True), ("continue_final_message", False),
+            ("padding", True), ("padding", False)):  # fmt: skip
+            raise CheckpointError(
+                f"{file} sets processing_kwargs.chat_template.{key} to {rendering[key]!r}, which "
+                "pyrerank does not follow"
+            )
     for kind in ("image", "video"):
         _only(file, calls.get(kind) or {}, SIZES, f"processing_kwargs.{kind}.")
     chosen = [(config.get(f"{kind}_{end}") or {}).get("model_max_length")
               for kind in ("processor", "tokenizer") for end in ("kwargs", "args")]  # fmt: skip
     chosen = [text.get("max_length"), *chosen, config.get("max_seq_length")]
     tokenizer = _optional(path / "tokenizer_config.json")
+    if tokenizer.get("truncation_side", "right") not in ("right", None):
+        raise CheckpointError(
+            f"{path / 'tokenizer_config.json'} sets truncation_side to "
+            f"{tokenizer['truncation_side']!r}; pyrerank cuts texts at their end"
+        )
     most = tokenizer.get("model_max_length")
     chat = None
     if "message" in modalities:
@@ -259,6 +285,11 @@ def _transformer(path: Path, modules: Modules) -> Modules:
 def _module(modules: Modules, kind: str, folder: Path) -> Modules:
     """``modules`` with one more, whose files are in ``folder``."""
     file = folder / "config.json"
+    if kind in ("Pooling", "Dense", "LogitScore") and not file.is_file():
+        raise CheckpointError(
+            f"{folder.parent}: modules.json lists {kind} in {folder.name}, and there is no "
+            f"{folder.name}/config.json; download the whole model again"
+        )
     config = _optional(file)
     pooled = modules.task == "embed"
     if kind == "Dropout":
@@ -296,7 +327,7 @@ def _pooling(file: Path, config: Mapping[str, Any]) -> str:
             f"{file} pools by {' and '.join(map(str, modes))}; pyrerank pools by one of "
             f"{', '.join(POOLING)}"
         )
-    if config.get("include_prompt", True) is not True and modes != ["lasttoken"]:
+    if config.get("include_prompt", True) not in (True, None) and modes != ["lasttoken"]:
         raise CheckpointError(
             f"{file} sets include_prompt to false; pyrerank pools over all tokens of a prompt"
         )

@@ -50,9 +50,10 @@ class Wording:
     controls: list[str] = field(default_factory=list)
     own: list[Own] = field(default_factory=list)
 
-    def template(self, text: str) -> Wording:
-        """Appends text of ours, in which control tokens are written out."""
-        head, *rest = _CONTROL.split(text)
+    def template(self, text: str, controls: re.Pattern[str] = _CONTROL) -> Wording:
+        """Appends text of a template, in which the control tokens that ``controls`` finds are
+        written out."""
+        head, *rest = controls.split(text)
         self.texts[-1] += head
         self.controls += rest[::2]
         self.texts += rest[1::2]
@@ -188,6 +189,7 @@ def text_embedding_prompt(
     prompt: str | None,
     content: Content,
     ends: tuple[Sequence[str], Sequence[str]],
+    controls: re.Pattern[str],
 ) -> Wording:
     """The prompt of a Qwen3-Embedding, which takes an instruction with queries and none with
     documents.
@@ -195,6 +197,7 @@ def text_embedding_prompt(
     Args:
         prompt: a folder's own text before ``content``, where there is no instruction.
         ends: the tokens that the tokenizer puts before and after.
+        controls: finds control tokens in ``prompt``.
     """
     wording = Wording()
     for token in ends[0]:
@@ -202,7 +205,7 @@ def text_embedding_prompt(
     if instruction is not None:
         wording.text(f"Instruct: {instruction}\nQuery:")
     else:
-        wording.template(prompt or "")
+        wording.template(prompt or "", controls)
     wording.content(content)
     for token in ends[1]:
         wording.control(token)
@@ -220,7 +223,10 @@ def embedding_prompt(instruction: str | None, content: Content) -> Wording:
 
 
 def chat_prompt(
-    parts: Sequence[str], instruction: str | None, contents: Mapping[str, Content]
+    parts: Sequence[str],
+    instruction: str | None,
+    contents: Mapping[str, Content],
+    controls: re.Pattern[str],
 ) -> Wording:
     """The prompt of a folder's own chat template.
 
@@ -228,11 +234,12 @@ def chat_prompt(
         parts: texts of the template at even places, between them what stands there: "system",
             which is the instruction, and the roles of contents; see `pyrerank.chat`.
         contents: by role.
+        controls: finds control tokens in the template's texts.
     """
     wording = Wording()
     for place, part in enumerate(parts):
         if place % 2 == 0:
-            wording.template(part)
+            wording.template(part, controls)
         elif part == "system":
             wording.text(instruction or "")
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from tokenizers import Encoding, Tokenizer
@@ -47,6 +48,14 @@ class PlainText:
         """The token ids of a text that `encode` encoded."""
         ids: list[int] = encoding.ids
         return [self._own.get(id, id) for id in ids] if self._own else ids
+
+
+def control_pattern(tokenizer: Tokenizer) -> re.Pattern[str]:
+    """What finds the control tokens in a text of the checkpoint's own, the longest first."""
+    added = tokenizer.get_added_tokens_decoder().values()
+    controls = [token.content for token in added if token.special or token.content in CONTROLS]
+    found = "|".join(map(re.escape, sorted(controls, key=len, reverse=True)))
+    return re.compile(f"({found})" if found else "((?!))")
 
 
 def single_token(tokenizer: Tokenizer, token: str) -> int:

@@ -116,6 +116,18 @@ class TestBothCaches:
         folder = write(tmp_path / "modelscope/hub/models/Some/Reranker-0___6B", *WHOLE)
         assert find_folder(NAME) == folder
 
+    @pytest.mark.parametrize(
+        "place",
+        [
+            "hub/models/Some/Reranker-0.6B",
+            "models/Some--Reranker-0.6B/snapshots/master",
+            "hub/Some/Reranker-0___6B",
+        ],
+    )
+    def test_each_layout_of_modelscope(self, tmp_path, place):
+        folder = write(tmp_path / "modelscope" / place, *WHOLE)
+        assert find_folder("Some/Reranker-0.6B") == folder
+
     def test_nor_does_a_folder_of_modelscope_hide_another(self, tmp_path):
         write(tmp_path / "modelscope/hub/models/Some/Reranker-0___6B", "config.json")
         folder = write(tmp_path / "modelscope/models/Some/Reranker-0___6B", *WHOLE)

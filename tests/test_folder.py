@@ -186,13 +186,50 @@ def test_prompts(base):
         same(want, ours.embed(TEXTS, prompt_name=name))
     asked = theirs.encode(TEXTS, prompt="Instruct: Find it.\nQuery:")
     same(asked, ours.embed(TEXTS, instruction="Find it."))
-    with pytest.raises(ValueError, match=r"prompt_name 'other' is none of .* 'passage', 'query'"):
+    with pytest.raises(ValueError, match=r"prompt_name 'other' is none of .* 'query', .*'passage'"):
         ours.embed(TEXTS, prompt_name="other")
     with pytest.raises(ValueError, match="give prompt_name 'query' or an instruction, not both"):
         ours.embed(TEXTS, prompt_name="query", instruction="Find it.")
     edit(saved / "config_sentence_transformers.json", default_prompt_name="gone")
     with pytest.raises(CheckpointError, match="default_prompt_name 'gone' is none of its prompts"):
         Embedder(saved)
+
+
+def test_tokens_of_a_folders_own_prompt(base):
+    tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
+    tokenizer.add_special_tokens(["[QUERY]"])
+    tokenizer.save(str(base / "tokenizer.json"))
+    id = tokenizer.token_to_id("[QUERY]")
+    tensors = load_file(base / "model.safetensors")
+    table = tensors["model.embed_tokens.weight"]
+    rows = torch.randn(id + 1 - len(table), SIZE)
+    tensors["model.embed_tokens.weight"] = torch.cat((table, rows))
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    edit(base / "config.json", vocab_size=id + 1)
+    prompts = {"query": "[QUERY] ", "tool": "<tool_call>", "text": "<|no_token|> "}
+    theirs, saved = embedder(base, Pooling(SIZE, "mean"), prompts=prompts)
+    ours = Embedder(saved, dtype="float32")
+    for name in prompts:
+        same(theirs.encode(TEXTS, prompt_name=name), ours.embed(TEXTS, prompt_name=name))
+    plain = ours.embed(["[QUERY] a"])  # of a user it is text
+    assert np.abs(plain - theirs.encode(["[QUERY] a"])).max() > 1e-3
+
+
+def test_a_limit_in_a_file_of_another_name(base):
+    theirs, saved = embedder(base, Pooling(SIZE, "mean"))
+    (saved / "sentence_bert_config.json").rename(saved / "sentence_roberta_config.json")
+    edit(saved / "sentence_roberta_config.json", max_seq_length=16)
+    theirs = SentenceTransformer(str(saved), device="cpu")
+    with pytest.warns(UserWarning, match="longer than 16 tokens"):
+        same(theirs.encode(TEXTS), Embedder(saved, dtype="float32").embed(TEXTS))
+
+
+def test_prompts_that_no_file_lists(base):
+    theirs, saved = embedder(base, Pooling(SIZE, "mean"))
+    (saved / "config_sentence_transformers.json").unlink()
+    theirs = SentenceTransformer(str(saved), device="cpu")
+    ours = Embedder(saved, dtype="float32").embed(TEXTS, prompt_name="query")
+    same(theirs.encode(TEXTS, prompt_name="query"), ours)
 
 
 def test_tokens_that_the_tokenizer_adds(base):
@@ -475,6 +512,11 @@ class TestRefusals:
         file.write_text(json.dumps(old | {"pooling_mode_new": True}))
         self.refused(saved, "sets pooling_mode_new to True, which pyrerank does not follow")
 
+    def test_a_module_whose_file_is_absent(self, base):
+        _, saved = embedder(base, Pooling(SIZE, "lasttoken"))
+        (saved / "1_Pooling/config.json").unlink()
+        self.refused(saved, "lists Pooling in 1_Pooling, and there is no 1_Pooling/config.json")
+
     @pytest.mark.parametrize(
         ("file", "changes", "message"),
         [
@@ -487,6 +529,14 @@ class TestRefusals:
              "config.json has a quantization_config, of gptq, which changes"),
             ("config.json", {"sentence_transformers": {"activation_fn": "torch.nn.Tanh"}},
              "sets activation_fn to 'torch.nn.Tanh'"),
+            ("config.json", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+             "sets rope type to 'yarn'"),
+            ("tokenizer_config.json", {"truncation_side": "left"}, "sets truncation_side to 'le"),
+            ("sentence_bert_config.json", {"processing_kwargs": {"text": {"truncation": False}}},
+             "sets processing_kwargs.text.truncation to False"),
+            ("sentence_bert_config.json",
+             {"processing_kwargs": {"chat_template": {"max_length": 30}}},
+             "sets processing_kwargs.chat_template.max_length to 30"),
             ("tokenizer_config.json", {"split_special_tokens": True}, "sets split_special_tokens"),
             ("tokenizer_config.json", {"added_tokens_decoder": {"16026": {"content": "[NEW]"}}},
              r"gives '\[NEW\]' the id None, and the files beside it 16026"),

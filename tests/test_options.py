@@ -90,7 +90,8 @@ def test_unknown_to_the_command(capsys, arguments):
 
 
 @pytest.mark.parametrize(
-    "field", ["txt", "texts", "Text", "images", "imgae", "Image", "videos", "vidoe"]
+    "field",
+    ["txt", "texts", "Text", "images", "imgae", "Image", "videos", "vidoe", "image_url", "img"],
 )
 def test_misspelt_fields(field):
     with pytest.raises(ValueError, match=f"the field '{field}' would not be heeded"):

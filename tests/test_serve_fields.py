@@ -30,6 +30,8 @@ HARMLESS = {
     "extra_headers",
     "extra_body",
     "extra_query",
+    "max_chunks_per_doc",
+    "overlap_tokens",
 }
 HARMLESS |= {
     "add_generation_prompt",
@@ -74,20 +76,21 @@ def result(response: Any) -> Any:
         *(("activation", False), ("softmax", False), ("chat_template_kwargs", {"task": "b"})),
         ("chat_template_kwargs", {"enable_thinking": True}),
         # Cohere
-        *(("rank_fields", ["title", "text"]), ("max_chunks_per_doc", 10)),
+        ("rank_fields", ["title", "text"]),
         ("relevant_spans", {"mode": "enabled"}),
         # Jina, Voyage, TEI, DashScope, SiliconFlow
         *(("max_doc_length", 64), ("max_query_length", 8), ("return_embeddings", True)),
         *(("truncate", False), ("truncate", "NONE"), ("truncate", "START"), ("truncation", False)),
         *(("top_k", 1), ("raw_scores", True), ("return_text", True), ("instruct", "Find b.")),
-        *(("truncation_direction", "Left"), ("overlap_tokens", 20), ("task", "text-matching")),
-        # types: a number in quotes, a fraction, a truth value is no number, and the other way round
-        *(("top_n", "1"), ("top_n", 1.0), ("top_n", True), ("top_n", -1), ("top_n", [1])),
-        *(("use_activation", 0), ("use_activation", "false"), ("return_documents", "no")),
-        *(("return_details", 1), ("max_tokens_per_doc", "9"), ("max_tokens_per_query", True)),
-        *(("truncate_prompt_tokens", "90"), ("truncate_prompt_tokens", 90.5), ("model", 5)),
+        *(("truncation_direction", "Left"), ("task", "text-matching")),
+        *(("fps", 2), ("max_frames", 8), ("max_pixels", 1024), ("min_pixels", 1024)),
+        # types: a word, a fraction, a truth value is no number, and a number is no truth value
+        *(("top_n", "one"), ("top_n", 1.5), ("top_n", True), ("top_n", -1), ("top_n", [1])),
+        *(("use_activation", 2), ("use_activation", "maybe"), ("return_documents", [])),
+        *(("return_details", 7), ("max_tokens_per_doc", "9.5"), ("max_tokens_per_query", True)),
+        *(("truncate_prompt_tokens", False), ("truncate_prompt_tokens", 90.5), ("model", 5)),
         *(("request_id", 5), ("chat_template_kwargs", "instruction"), ("top_n", float("nan"))),
-        *(("raw_scores", 0), ("truncate", 1), ("max_chunks_per_doc", True)),
+        *(("raw_scores", 0), ("truncate", 1)),
     ],
     ids=str,
 )
@@ -101,7 +104,8 @@ def test_what_would_change_a_ranking_is_refused_by_name(reranker, field, value):
     ("field", "value"),
     [
         # vLLM
-        *(("use_activation", 0), ("normalize", False), ("add_special_tokens", False)),
+        *(("use_activation", 2), ("normalize", False), ("add_special_tokens", False)),
+        *(("return_multivector", True), ("text_type", "query"), ("output_type", "sparse")),
         *(("embed_dtype", "float16"), ("endianness", "big"), ("encoding_format", "bytes")),
         *(("truncation_side", "left"), ("padding", "max_length")),
         # Jina
@@ -114,8 +118,8 @@ def test_what_would_change_a_ranking_is_refused_by_name(reranker, field, value):
         *(("prompt_name", "query"), ("prompt", "query: ")),
         # of the other paths, and types
         *(("max_tokens_per_doc", 4), ("max_tokens_per_query", 4)),
-        *(("dimensions", "8"), ("dimensions", 8.0), ("dimensions", True), ("dimensions", 0)),
-        *(("add_special_tokens", 1), ("encoding_format", 5)),
+        *(("dimensions", "all"), ("dimensions", 8.5), ("dimensions", True), ("dimensions", 0)),
+        *(("add_special_tokens", 7), ("encoding_format", 5)),
     ],
     ids=str,
 )
@@ -137,6 +141,59 @@ def test_values_that_change_nothing_are_taken(reranker, embedder, field):
             result(embedder.post("/v1/embeddings", EMBED | more)),
         ]
         assert got == plain
+
+
+def test_what_products_send_is_taken(reranker, embedder):
+    """As RAGFlow, LlamaIndex, LiteLLM and LangChain send it, with their own defaults."""
+    plain = result(reranker.post("/rerank", RERANK | {"return_documents": False, "top_n": 1}))
+    for more in (
+        {"return_documents": False, "top_n": 1, "max_chunks_per_doc": 1024, "overlap_tokens": 80},
+        {"return_documents": "false", "top_n": "1", "return_len": "true"},
+        {"return_documents": False, "top_n": 1.0, "return_details": None},
+    ):
+        assert result(reranker.post("/rerank", RERANK | more)) == plain
+    plain = result(embedder.post("/v1/embeddings", EMBED))
+    for more in (
+        {"encoding_format": None, "dimensions": None, "return_details": None},
+        {"input_type": "passage"},
+        {"input_type": "document", "encoding_format": "float"},
+    ):
+        assert result(embedder.post("/v1/embeddings", EMBED | more)) == plain
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"id": "1", "type": "pdf", "text": "b"},
+        {"text": "b", "type": None},
+        {"text": "b", "images": [], "videos": 0, "image_url": None, "instruction": None},
+        {"text": "b", "content": None, "title": "c"},
+    ],
+    ids=str,
+)
+def test_fields_of_a_document_are_the_callers_own(reranker, document):
+    [plain] = result(reranker.post("/rerank", RERANK | {"documents": ["b"]}))
+    [got] = result(reranker.post("/rerank", RERANK | {"documents": [document]}))
+    assert got["relevance_score"] == plain["relevance_score"]
+
+
+@pytest.mark.parametrize(
+    ("document", "named"),
+    [
+        ({"text": "b", "image_url": "data:image/png;base64,AA=="}, "'image_url'"),
+        ({"text": "b", "video_url": {"url": "http://a/b.mp4"}}, "'video_url'"),
+        ({"text": "b", "img": "data:image/png;base64,AA=="}, "'img'"),
+        ({"text": "b", "images": ["data:image/png;base64,AA=="]}, "'images'"),
+        ({"text": "b", "instruction": "Find c."}, "'instruction'"),
+        ({"video": ["data:image/png;base64,AA=="], "fps": 0.1}, "'fps'"),
+        ({"image": "data:image/png;base64,AA==", "max_pixels": 1024}, "'max_pixels'"),
+    ],
+    ids=str,
+)
+def test_fields_of_a_document_that_others_heed_are_refused(reranker, document, named):
+    response = reranker.post("/rerank", RERANK | {"documents": [document]})
+    refused(response, "documents[0]")
+    assert named in response.json()["error"]["message"]
 
 
 def test_fields_that_nobody_documents_are_ignored(reranker, embedder):

@@ -14,13 +14,15 @@ from pyrerank.serve.wire import RerankDocument
 def content(value: Any) -> Any:
     """A content for `Reader`: of an object, what is under ``content``, or its text and pictures;
     other fields of it are the caller's own.  Raises ValueError where it has none of these, or both
-    a content and one of the others."""
-    if not isinstance(value, dict) or "type" in value:
+    a content and one of the others, or a field that other servers heed there."""
+    if not isinstance(value, dict) or value.get("type") in KINDS:
         return value
-    if "content" not in value:
+    if value.get("instruction"):
+        raise ValueError("an 'instruction' of an object is not heeded; give that of the request")
+    if value.get("content") is None:
         return content_of(value)
     for kind in ("text", "image", "video"):
-        if kind in value:
+        if value.get(kind) is not None:
             raise ValueError(f"an object has either 'content' or {kind!r}, and this one has both")
     return value["content"]
 

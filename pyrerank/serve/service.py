@@ -138,7 +138,7 @@ class Service:
             for prompt, row, entry in zip(job.prompts, rows, entries, strict=True)
         ]
         embeddings: Sequence[list[float] | str]
-        if request.encoding_format == "float":
+        if request.encoding_format != "base64":
             embeddings = await asyncio.to_thread(lambda: [numbers(each) for each in vectors])
         else:
             embeddings = [base64.b64encode(v.astype("<f4").tobytes()).decode() for v in vectors]

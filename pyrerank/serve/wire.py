@@ -1,17 +1,17 @@
 """The wire formats: what requests and answers are made of.
 
 Names, types and nesting are those of vLLM's server, which has the shapes of Jina, Cohere and
-OpenAI; what is added is ``return_documents`` and ``return_details``.  A value has the JSON type
-that its field asks for: a number in quotes is no number.  Fields that change results elsewhere and
-are not done here are refused by name, see `NOT_DONE`; fields that nobody documents are ignored, as
-in vLLM.
+OpenAI; what is added is ``return_documents`` and ``return_details``.  As there, a number or a truth
+value may stand in quotes, and null is nothing; a truth value is no number.  Fields that change
+results elsewhere and are not done here are refused by name, see `NOT_DONE`; fields that nobody
+documents are ignored, as in vLLM.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 REQUEST_ID = r"[A-Za-z0-9_.:/+=@-]{1,128}"
 PART = {
@@ -83,6 +83,14 @@ Input = Annotated[
 ]
 
 
+def _no_truth_value(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("Input should be a valid integer, and not true or false")
+    return value
+
+
+Integer = Annotated[int, BeforeValidator(_no_truth_value)]
+
 # Fields of vLLM, Jina, Cohere, OpenAI, Voyage, TEI and DashScope that would change a result and are
 # not done: the values that change nothing, besides null, and what is done instead.
 CUT = "texts over the limit are cut at their end"
@@ -98,22 +106,25 @@ NOT_DONE: dict[str, tuple[tuple[Any, ...], str]] = {
     "embedding_type": (("float", ["float"]), FLOATS),
     "embedding_types": ((["float"],), FLOATS),
     "endianness": (("little", "native"), FLOATS),
-    "input_type": ((), TOLD),
+    "fps": ((), PUBLISHED),
+    "input_type": (("document", "passage", "search_document"), TOLD),
     "instruct": ((), TOLD),
     "late_chunking": ((False,), "each input has a vector of its own text"),
-    "max_chunks_per_doc": ((1,), "documents are not cut into chunks; give `max_tokens_per_doc`"),
     "max_doc_length": ((), "give `max_tokens_per_doc`"),
+    "max_frames": ((), PUBLISHED),
+    "max_pixels": ((), PUBLISHED),
     "max_query_length": ((), "give `max_tokens_per_query`"),
     "max_tokens": ((), "give `truncate_prompt_tokens`"),
     "max_tokens_per_doc": ((0,), "give `truncate_prompt_tokens`"),
     "max_tokens_per_query": ((0,), "give `truncate_prompt_tokens`"),
     "media_io_kwargs": (({},), PUBLISHED),
+    "min_pixels": ((), PUBLISHED),
     "mm_processor_kwargs": (({},), PUBLISHED),
     "normalize": ((True,), ACTIVATION),
     "normalized": ((True,), ACTIVATION),
     "output_dimension": ((), "give `dimensions`"),
     "output_dtype": (("float",), FLOATS),
-    "overlap_tokens": ((), "documents are not cut into chunks"),
+    "output_type": (("dense",), "a vector has a number for each of its dimensions"),
     "padding": (("do_not_pad",), "prompts are not padded"),
     "prompt": ((), TOLD),
     "prompt_name": ((), TOLD),
@@ -121,9 +132,11 @@ NOT_DONE: dict[str, tuple[tuple[Any, ...], str]] = {
     "raw_scores": ((False,), ACTIVATION),
     "relevant_spans": (({"mode": "disabled"},), "documents are scored as a whole"),
     "return_embeddings": ((False,), "documents are scored, not embedded"),
+    "return_multivector": ((False,), "an input has one vector"),
     "return_text": ((False,), "give `return_documents`"),
     "softmax": ((True,), ACTIVATION),
     "task": ((), TOLD),
+    "text_type": (("document",), TOLD),
     "top_k": ((), FEWER),
     "truncate": ((True, "END", "end"), CUT),
     "truncate_dim": ((), "give `dimensions`"),
@@ -134,31 +147,31 @@ NOT_DONE: dict[str, tuple[tuple[Any, ...], str]] = {
 
 
 class Request(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow")
+    model_config = ConfigDict(extra="allow")
 
     model: str | None = Field(None, description="One of the names at /v1/models.")
     instruction: str | None = Field(None, description="What counts as relevant.")
     chat_template_kwargs: dict[str, Any] | None = Field(
         None, description="Its `instruction` goes before the field of that name."
     )
-    truncate_prompt_tokens: int | None = Field(
+    truncate_prompt_tokens: Integer | None = Field(
         None,
         ge=-1,
         description="Most tokens of a prompt, to which texts are cut; -1 or nothing: the model's "
         "limit.",
     )
     request_id: str | None = Field(None, pattern=f"^{REQUEST_ID}$")
-    return_details: bool = Field(
-        False, description="Adds logits, token counts and times to the answer."
+    return_details: bool | None = Field(
+        None, description="Adds logits, token counts and times to the answer."
     )
 
 
 class Scoring(Request):
     use_activation: bool | None = Field(None, description="false: logits in place of scores.")
-    max_tokens_per_query: int | None = Field(
+    max_tokens_per_query: Integer | None = Field(
         None, ge=0, description="To which it is cut; 0 or nothing: no limit."
     )
-    max_tokens_per_doc: int | None = Field(
+    max_tokens_per_doc: Integer | None = Field(
         None, ge=0, description="To which each is cut; 0 or nothing: no limit."
     )
 
@@ -166,7 +179,7 @@ class Scoring(Request):
 class RerankRequest(Scoring):
     query: Content
     documents: OneOrMore
-    top_n: int | None = Field(None, ge=0, description="How many results; 0 or nothing: all.")
+    top_n: Integer | None = Field(None, ge=0, description="How many results; 0 or nothing: all.")
     return_documents: bool | None = Field(
         None,
         description="true: documents as they came; false: none; nothing: without the data of "
@@ -206,8 +219,8 @@ class EmbeddingRequest(Request):
 
     input: Input = None
     messages: Messages = None
-    encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Integer | None = None
     use_activation: bool | None = Field(
         None, description="Whether vectors have length 1; nothing: as the checkpoint's files say."
     )
