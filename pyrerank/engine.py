@@ -221,9 +221,9 @@ class Engine(Generic[Item, Result]):
     def __reduce__(self) -> NoReturn:
         kind = type(self).__name__
         raise TypeError(
-            f"a {kind} can be neither pickled nor copied, because it holds a model on a device: "
-            "threads of one process can share it; processes, to be started with spawn, each make "
-            f"a {kind} of their own from the same arguments"
+            f"{kind}s can be neither pickled nor copied, because each holds a model on a device: "
+            "threads of one process can share one; processes, to be started with spawn, each make "
+            "their own from the same arguments"
         )
 
     @property

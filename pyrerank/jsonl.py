@@ -303,7 +303,9 @@ def content_of(item: dict[str, Any], *heeded: str) -> dict[str, Any]:
                 "write it so, or rename it"
             )
     for field, kind in OTHER_NAMES.items():
-        if item.get(field):
+        given = item.get(field)  # a link is the caller's own, a picture is not
+        is_picture = isinstance(given, dict) or str(given)[:5].lower() == "data:"
+        if is_picture and kind not in item:
             raise ValueError(f"the field {field!r} would not be heeded; call it {kind!r}")
     content: dict[str, Any] = {kind: item[kind] for kind in KINDS if kind in item}
     for field in SIZED:

@@ -80,7 +80,7 @@ def result(response: Any) -> Any:
         ("relevant_spans", {"mode": "enabled"}),
         # Jina, Voyage, TEI, DashScope, SiliconFlow
         *(("max_doc_length", 64), ("max_query_length", 8), ("return_embeddings", True)),
-        *(("truncate", False), ("truncate", "NONE"), ("truncate", "START"), ("truncation", False)),
+        ("truncate", "START"),
         *(("top_k", 1), ("raw_scores", True), ("return_text", True), ("instruct", "Find b.")),
         *(("truncation_direction", "Left"), ("task", "text-matching")),
         *(("fps", 2), ("max_frames", 8), ("max_pixels", 1024), ("min_pixels", 1024)),
@@ -111,7 +111,6 @@ def test_what_would_change_a_ranking_is_refused_by_name(reranker, field, value):
         # Jina
         *(("task", "retrieval.query"), ("late_chunking", True), ("normalized", False)),
         *(("embedding_type", "binary"), ("embedding_type", ["float", "base64"])),
-        ("truncate", False),
         # Cohere, Voyage, NIM, TEI
         *(("input_type", "search_query"), ("embedding_types", ["int8"]), ("output_dimension", 8)),
         *(("output_dtype", "int8"), ("max_tokens", 4), ("truncate", "START"), ("truncate_dim", 8)),
@@ -143,6 +142,14 @@ def test_values_that_change_nothing_are_taken(reranker, embedder, field):
         assert got == plain
 
 
+@pytest.mark.parametrize("more", [{"truncate": "NONE"}, {"truncate": False}, {"truncation": False}])
+def test_a_text_that_may_not_be_cut(reranker, embedder, more):
+    refused(
+        reranker.post("/rerank", RERANK | {"documents": ["b", "c " * 9000]} | more), "documents[1]"
+    )
+    refused(embedder.post("/v1/embeddings", EMBED | {"input": "c " * 9000} | more), "input[0]")
+
+
 def test_what_products_send_is_taken(reranker, embedder):
     """As RAGFlow, LlamaIndex, LiteLLM and LangChain send it, with their own defaults."""
     plain = result(reranker.post("/rerank", RERANK | {"return_documents": False, "top_n": 1}))
@@ -155,7 +162,7 @@ def test_what_products_send_is_taken(reranker, embedder):
     plain = result(embedder.post("/v1/embeddings", EMBED))
     for more in (
         {"encoding_format": None, "dimensions": None, "return_details": None},
-        {"input_type": "passage"},
+        {"input_type": "passage", "truncate": "NONE"},
         {"input_type": "document", "encoding_format": "float"},
     ):
         assert result(embedder.post("/v1/embeddings", EMBED | more)) == plain

@@ -238,7 +238,7 @@ def test_who_forks_first_may_load_in_both():
 def test_engines_are_neither_pickled_nor_copied(kind, random_reranker):
     engine = kind(random_reranker, device="cpu")
     for way in (pickle.dumps, copy.copy, copy.deepcopy):
-        with pytest.raises(TypeError, match=f"a {kind.__name__} can be neither pickled nor copied"):
+        with pytest.raises(TypeError, match=f"{kind.__name__}s can be neither pickled nor copied"):
             way(engine)
     spawn = multiprocessing.get_context("spawn")
     with pytest.raises(TypeError, match="with spawn, each make"):

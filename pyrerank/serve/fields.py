@@ -38,6 +38,12 @@ def refuse_what_is_not_done(request: wire.Request) -> None:
             )
 
 
+def wants_whole(request: wire.Request) -> bool:
+    """Whether a text over the limit is an error, as other servers' fields ask for."""
+    given = request.model_extra or {}
+    return given.get("truncate") in (False, "NONE") or given.get("truncation") is False
+
+
 def scored_fields(request: wire.ScoreRequest) -> tuple[str, str]:
     """Names of the two fields that are given."""
     given = [

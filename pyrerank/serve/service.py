@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from pyrerank.embedder import Embedder
 from pyrerank.items import Pair, Prompt
 from pyrerank.media import Content, Reader
@@ -27,6 +29,7 @@ from pyrerank.serve.fields import (
     is_ids,
     refuse_what_is_not_done,
     scored_fields,
+    wants_whole,
 )
 from pyrerank.serve.reading import Entry, Reading
 from pyrerank.serve.schedule import Job, Scheduler
@@ -131,7 +134,7 @@ class Service:
         entries = [
             self._input(engine, f"{field}[{i}]", each, instruction) for i, each in enumerate(inputs)
         ]
-        rows = await self._reading.rows(entries, job, request.truncate_prompt_tokens, size)
+        rows = await self._rows(request, entries, job, size)
         wanted: Any = {"dim": request.dimensions, "normalize": request.use_activation}
         vectors = [
             engine.result(prompt, row, entry.name, **wanted).vector
@@ -149,6 +152,21 @@ class Service:
             for i, each in enumerate(embeddings)
         ]
         return wire.EmbeddingResponse(id=f"embd-{id}", data=data, **self._list(request, job))
+
+    async def _rows(
+        self, request: wire.Request, entries: Sequence[Entry], job: Job, size: Size
+    ) -> list[torch.Tensor]:
+        """As `Reading.rows`; BadRequest where a text was cut that the client wants whole."""
+        rows = await self._reading.rows(entries, job, request.truncate_prompt_tokens, size)
+        if wants_whole(request):
+            for entry, prompt in zip(entries, job.prompts, strict=True):
+                if prompt.truncated:
+                    raise BadRequest(
+                        f"{entry.name} is {prompt.truncated} tokens over the model's limit, and "
+                        "the request wants no text cut",
+                        entry.name,
+                    )
+        return rows
 
     def models(self) -> wire.ModelList:
         return wire.ModelList(object="list", data=[self._card(n) for n in self._settings.names])
@@ -194,7 +212,7 @@ class Service:
 
         entries = [entry(i) for i in range(len(documents))]
         size = Size(*map(sum, zip(*sizes, strict=True)))
-        rows = await self._reading.rows(entries, job, request.truncate_prompt_tokens, size)
+        rows = await self._rows(request, entries, job, size)
         each = zip(job.prompts, rows, entries, strict=True)
         return [engine.result(prompt, row, entry.name) for prompt, row, entry in each]
 

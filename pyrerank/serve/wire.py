@@ -138,9 +138,9 @@ NOT_DONE: dict[str, tuple[tuple[Any, ...], str]] = {
     "task": ((), TOLD),
     "text_type": (("document",), TOLD),
     "top_k": ((), FEWER),
-    "truncate": ((True, "END", "end"), CUT),
+    "truncate": ((True, "END", "end", False, "NONE"), CUT),
     "truncate_dim": ((), "give `dimensions`"),
-    "truncation": ((True,), CUT),
+    "truncation": ((True, False), CUT),
     "truncation_direction": (("Right", "right"), CUT),
     "truncation_side": (("right",), CUT),
 }
