@@ -94,7 +94,7 @@ class _WithTorch(MetaPathFinder):
         return spec
 
 
-if "torch" in sys.modules:
-    import_module("pyrerank.ops")
-else:
+if "torch" not in sys.modules:
     sys.meta_path.insert(0, _WithTorch())
+elif sys.modules["torch"] is not None:  # None: somebody keeps it from being imported
+    import_module("pyrerank.ops")
