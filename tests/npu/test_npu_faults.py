@@ -14,9 +14,10 @@ from checkpoints import write_random
 from runs import packed
 
 from pyrerank import DeviceError, EngineClosed, NonFiniteScore, OutOfMemory, Reranker
+from pyrerank import device as devices
 from pyrerank.attention import FusedInfer
 from pyrerank.batch import pack
-from pyrerank.device import resolve
+from pyrerank.device import check_process, cpu_multiplies_bfloat16, resolve, resolve_dtype
 from pyrerank.items import Prompt
 
 QUERY = "What is the capital of China?"
@@ -332,3 +333,25 @@ def test_torch_npu_for_another_torch(tmp_path, monkeypatch):
     release = torch.__version__.split("+")[0]
     with pytest.raises(DeviceError, match=rf"2\.1\.0\.post3 does not fit.*torch_npu=={release}"):
         resolve("npu")
+
+
+def test_a_device_of_another_type():
+    with pytest.raises(TypeError, match=r"device must be a str, a torch.device or None, got int"):
+        resolve(0)
+
+
+def test_a_dtype_that_no_engine_has():
+    with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16 or None, got 'in"):
+        resolve_dtype("int8", torch.device("npu"))
+
+
+def test_a_torch_that_cannot_tell_what_the_processor_multiplies(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert not cpu_multiplies_bfloat16()
+    assert resolve_dtype(None, torch.device("cpu")) == torch.float32
+
+
+def test_a_process_that_was_forked_from_one_with_a_model(monkeypatch):
+    monkeypatch.setattr(devices, "_owner", os.getpid() + 1)
+    with pytest.raises(EngineClosed, match=f"forked from process {os.getpid() + 1}, which had"):
+        check_process()

@@ -137,7 +137,8 @@ def test_without_cann_the_cpu_scores_and_an_npu_is_an_error(
 
 def test_convert(installed: Installed, tmp_path: Path) -> None:
     model = demo.FOLDER / "model"
-    assert "pairs=4" in installed.without_cann(CASES, "convert", model, tmp_path / "classifier")
+    done = installed.without_cann(CASES, "convert", model, tmp_path / "classifier")
+    assert "compared='logits of 4 pairs'" in done
 
 
 def test_info_says_what_was_built_and_what_does_not_load(installed: Installed) -> None:
