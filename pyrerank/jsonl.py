@@ -125,8 +125,7 @@ class EmbedTask:
 
     def read(self, item: dict[str, Any], reader: Reader) -> dict[str, Any]:
         """The input of a line, by its name.  Raises TypeError or ValueError for a bad one."""
-        instruction = item.get("instruction")
-        instruction = self.instruction if instruction is None else instruction
+        instruction = item.get("instruction", self.instruction)  # null: none
         content = content_of(item, "instruction")
         return {"input": self.engine.input("input", content, instruction, reader)}
 
