@@ -53,8 +53,8 @@ def work(arguments: argparse.Namespace) -> None:
 
     import checks
 
-    from pyrerank import machine
-    from pyrerank.device import resolve, runtime
+    from pyrerank.bench import machine
+    from pyrerank.devices.select import resolve, runtime
 
     ready = arguments.worker != "environment"  # whose own checks are to find out
     place = str(resolve(arguments.device)) if ready else arguments.device

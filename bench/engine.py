@@ -28,9 +28,9 @@ from report import markdown, plot
 from work import Peak, Work, encode, work
 from workloads import WORKLOADS, Job, Source, first
 
-from pyrerank import machine
-from pyrerank.checkpoint import Checkpoint, open_checkpoint
-from pyrerank.device import cpu_multiplies_bfloat16, resolve
+from pyrerank.bench import machine
+from pyrerank.devices.select import cpu_multiplies_bfloat16, resolve
+from pyrerank.weights.checkpoint import Checkpoint, open_checkpoint
 
 LIMITS = {"bfloat16": 0.03, "float32": 1e-4}  # of the difference between two engines' scores
 PEAK_SECONDS = 3.0

@@ -2,6 +2,6 @@
 
 import sys
 
-from pyrerank.bench_kernels import main
+from pyrerank.bench.kernels import main
 
 sys.exit(main())

@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=2 python bench/parts.py VL-0.6B
 
 Three tables: shares of a call's time; a call with and without the padding of small products, which
-keeps scores the same in any batch (`pyrerank.layers.LEAST_ROWS`); and the engine's attention beside
-torch's.
+keeps scores the same in any batch (`pyrerank.model.layers.LEAST_ROWS`); and the engine's attention
+beside torch's.
 """
 
 from __future__ import annotations
@@ -26,9 +26,12 @@ import torch
 import torch.nn.functional as F
 from workloads import WORKLOADS, Source
 
-from pyrerank import Reranker, cpu, layers, machine
-from pyrerank.bench_kernels import quartiles
-from pyrerank.bench_report import line, number
+from pyrerank import Reranker
+from pyrerank.bench import machine
+from pyrerank.bench.kernels import quartiles
+from pyrerank.bench.report import line, number
+from pyrerank.kernels import host as cpu
+from pyrerank.model import layers
 
 PARTS = {
     "products of matrices": [(layers.F, "linear")],

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import save_file
 
-from pyrerank.vision import VisionConfig, VisionTower
+from pyrerank.model.vision import VisionConfig, VisionTower
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
 

@@ -21,8 +21,9 @@ import random_checkpoint
 import torch
 from tokenizers import Tokenizer
 
-from pyrerank import Reranker, machine
-from pyrerank.bench_kernels import quartiles
+from pyrerank import Reranker
+from pyrerank.bench import machine
+from pyrerank.bench.kernels import quartiles
 
 XQUAD = Path(__file__).resolve().parents[1] / "tests/data/xquad/en"
 WARM_UP = 3  # rounds that are not counted

@@ -7,8 +7,8 @@ from typing import Any
 
 from workloads import WORKLOADS
 
-from pyrerank import machine
-from pyrerank.bench_report import GREY, OTHERS, OURS, STYLE, line, number
+from pyrerank.bench import machine
+from pyrerank.bench.report import GREY, OTHERS, OURS, STYLE, line, number
 
 MIB = 1 << 20
 

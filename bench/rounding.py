@@ -34,7 +34,8 @@ sys.path += [str(ROOT / "tests"), str(ROOT / "examples")]
 from checkpoints import NO, YES, write_random  # noqa: E402
 from published import Content, Published  # noqa: E402
 
-from pyrerank import Reranker, machine  # noqa: E402
+from pyrerank import Reranker  # noqa: E402
+from pyrerank.bench import machine  # noqa: E402
 
 FAMILIES = ("qwen3-reranker", "qwen3-vl-reranker")
 PICTURES = ("cat.jpg", "coffee.jpg", "rocket.jpg")

@@ -36,7 +36,8 @@ import torch
 from loopback import Client, server, vllm_server
 from replay import XQUAD, cut
 
-from pyrerank import Reranker, machine
+from pyrerank import Reranker
+from pyrerank.bench import machine
 
 LOAD = 0.7
 

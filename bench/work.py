@@ -32,12 +32,12 @@ from typing import Any
 
 import torch
 
-from pyrerank.checkpoint import Checkpoint, DecoderConfig
-from pyrerank.device import runtime
-from pyrerank.inputs import EmbeddingEncoder, PromptEncoder
-from pyrerank.items import Prompt, Visual, pair_up
-from pyrerank.media import Reader
-from pyrerank.vision import CHANNELS, MERGE, PAIR, PATCH, VisionConfig
+from pyrerank.devices.select import runtime
+from pyrerank.media.reader import Reader
+from pyrerank.model.vision import CHANNELS, MERGE, PAIR, PATCH, VisionConfig
+from pyrerank.prompts.encoder import EmbeddingEncoder, PromptEncoder
+from pyrerank.prompts.items import Prompt, Visual, pair_up
+from pyrerank.weights.checkpoint import Checkpoint, DecoderConfig
 
 LINEAR_ROWS = 2000
 SQUARE = 4096

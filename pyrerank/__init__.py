@@ -20,9 +20,9 @@ if TYPE_CHECKING:
         OutOfMemory,
         TruncationWarning,
     )
-    from pyrerank.fetch import Fetcher
-    from pyrerank.items import Explanation
-    from pyrerank.pictures import Media
+    from pyrerank.media.fetch import Fetcher
+    from pyrerank.media.images import Media
+    from pyrerank.prompts.items import Explanation
     from pyrerank.reranker import Ranked, Reranker, Score, explain, rank, score
 
 __all__ = [
@@ -48,6 +48,8 @@ __all__ = [
     "score",
 ]
 __version__ = version("pyrerank")
+# the modules of what `__all__` names, those without torch first
+HOMES = ("errors", "media.fetch", "media.images", "prompts.items", "embedder", "reranker")
 
 
 def close() -> None:
@@ -66,10 +68,10 @@ def __getattr__(name: str) -> Any:
     # torch loads with the first use: `pyrerank --help` is quick, and `pyrerank info` can report
     # a torch that does not import
     if name == "ops":
-        return import_module("pyrerank.ops")
+        return import_module("pyrerank.kernels.ops")
     if name not in __all__:
         raise AttributeError(f"module 'pyrerank' has no attribute {name!r}")
-    for home in ("errors", "fetch", "items", "pictures", "embedder", "reranker"):
+    for home in HOMES:
         module = import_module(f"pyrerank.{home}")
         if hasattr(module, name):
             return getattr(module, name)
@@ -88,7 +90,7 @@ class _WithTorch(MetaPathFinder):
             def exec_module(module: ModuleType) -> None:
                 sys.meta_path.remove(self)
                 execute(module)
-                import_module("pyrerank.ops")
+                import_module("pyrerank.kernels.ops")
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
@@ -97,4 +99,4 @@ class _WithTorch(MetaPathFinder):
 if "torch" not in sys.modules:
     sys.meta_path.insert(0, _WithTorch())
 elif sys.modules["torch"] is not None:  # None: somebody keeps it from being imported
-    import_module("pyrerank.ops")
+    import_module("pyrerank.kernels.ops")

@@ -2,6 +2,6 @@
 
 import sys
 
-from pyrerank.cli import main
+from pyrerank.cli.main import main
 
 sys.exit(main())

@@ -12,19 +12,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from pyrerank import ops
-from pyrerank.checkpoint import Checkpoint, open_checkpoint
 from pyrerank.checks import check_flag, check_int, check_list
-from pyrerank.engine import Engine
+from pyrerank.engine.engine import Engine
+from pyrerank.engine.loaded import Loaded
 from pyrerank.errors import CheckpointError, NonFiniteScore
-from pyrerank.inputs import EmbeddingEncoder
-from pyrerank.items import Input, Prompt
-from pyrerank.loaded import Loaded
-from pyrerank.media import Reader
-from pyrerank.model import RMSNorm
-from pyrerank.modules import Dense
-from pyrerank.pictures import Media
-from pyrerank.weights import TensorFile
+from pyrerank.kernels import ops
+from pyrerank.media.images import Media
+from pyrerank.media.reader import Reader
+from pyrerank.model.decoder import RMSNorm
+from pyrerank.prompts.encoder import EmbeddingEncoder
+from pyrerank.prompts.items import Input, Prompt
+from pyrerank.weights.checkpoint import Checkpoint, open_checkpoint
+from pyrerank.weights.modules import Dense
+from pyrerank.weights.tensors import TensorFile
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 
-from pyrerank import ops
-from pyrerank.checkpoint import Checkpoint, open_checkpoint
 from pyrerank.checks import check_int, check_list, check_text, entries
-from pyrerank.engine import Engine
+from pyrerank.engine.engine import Engine
+from pyrerank.engine.loaded import Loaded
 from pyrerank.errors import CheckpointError
-from pyrerank.inputs import PromptEncoder
-from pyrerank.items import Explanation, Pair, Prompt, pair_up
-from pyrerank.loaded import Loaded
-from pyrerank.media import Reader, is_parts
-from pyrerank.model import RMSNorm
-from pyrerank.pictures import Media
+from pyrerank.kernels import ops
+from pyrerank.media.images import Media
+from pyrerank.media.reader import Reader, is_parts
+from pyrerank.model.decoder import RMSNorm
+from pyrerank.prompts.encoder import PromptEncoder
+from pyrerank.prompts.items import Explanation, Pair, Prompt, pair_up
+from pyrerank.weights.checkpoint import Checkpoint, open_checkpoint
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ class Reranker(Engine[Pair, Score]):
         token_budget: most tokens in one forward pass, which bounds the memory of activations; a
             single longer prompt still runs, alone.  None takes 8192, and 1024 on a CPU, which
             gains nothing from more.
-        graph: whether passes are captured as graphs and replayed, see `pyrerank.graph`; None does
-            so on an NPU.  A prompt longer than ``token_budget`` runs eagerly.
+        graph: whether passes are captured as graphs and replayed, see `pyrerank.engine.graphs`;
+            None does so on an NPU.  A prompt longer than ``token_budget`` runs eagerly.
         vision_cache: bytes of device memory for the features of pictures, which are encoded once
             while they are remembered; 0 remembers none from one pass to the next.
 

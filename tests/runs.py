@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import TypeVar
 
-from pyrerank.batch import Batch, Run, pack, plan
-from pyrerank.items import Prompt
+from pyrerank.engine.batch import Batch, Run, pack, plan
+from pyrerank.prompts.items import Prompt
 
 T = TypeVar("T")
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import httpx
 
-from pyrerank.fetch import Fetcher
-from pyrerank.pictures import Media
+from pyrerank.media.fetch import Fetcher
+from pyrerank.media.images import Media
 from pyrerank.serve.app import build
 from pyrerank.serve.metrics import Metrics
 from pyrerank.serve.protocol import http_server

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from pyrerank.ahead import ahead
+from pyrerank.engine.ahead import ahead
 
 
 def threads() -> list[str]:

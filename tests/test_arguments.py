@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 import pyrerank
 from pyrerank import Embedder, Fetcher, Media, OutOfMemory, Reranker, TruncationWarning
-from pyrerank import device as devices
 from pyrerank.checks import check_int, entries
-from pyrerank.cli import main
+from pyrerank.cli.main import main
+from pyrerank.devices import select as devices
 
 pytestmark = pytest.mark.slow
 
@@ -349,7 +349,7 @@ class TestMemory:
         def load(*args):
             torch.empty(2**48)
 
-        monkeypatch.setattr("pyrerank.engine.Decoder.load", load)
+        monkeypatch.setattr("pyrerank.engine.engine.Decoder.load", load)
         with pytest.raises(OutOfMemory, match=r"cpu has too little .*; no engine was made"):
             Reranker("demo", device="cpu")
 

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import packed, sharing
 
-from pyrerank.attention import by_sequence, causal_mask, dense, full
-from pyrerank.batch import Batch, pad
-from pyrerank.items import Prompt
+from pyrerank.devices.attention import by_sequence, causal_mask, dense, full
+from pyrerank.engine.batch import Batch, pad
+from pyrerank.prompts.items import Prompt
 
 lengths = st.lists(st.integers(1, 40), min_size=1, max_size=6)
 heads = st.sampled_from([(1, 1), (4, 2), (6, 2), (8, 1)])
@@ -51,7 +51,7 @@ def test_every_sequence_sees_itself_and_the_past(lengths, heads):
 def test_a_sequence_goes_on_from_tokens_of_others(mask, data, heads):
     """Its queries are the last rows of what is seen by the whole sequence."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pyrerank.attention.MASK", mask)
+        patch.setattr("pyrerank.devices.attention.MASK", mask)
         causal_mask.cache_clear()
         lengths = data.draw(st.lists(st.integers(1, 20), min_size=1, max_size=5))
         own = [data.draw(st.integers(1, length)) for length in lengths]
@@ -99,7 +99,7 @@ def test_dense_reads_all_from_the_tensor(last, rows, prompts, missing, spare, he
         padded, captured = padded.last_tokens(), captured.last_tokens()
     q, (_, k, v) = random([padded.tokens], *heads)[0], random([batch.tokens + spare], *heads)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pyrerank.attention.DENSE_ROWS", rows)
+        patch.setattr("pyrerank.devices.attention.DENSE_ROWS", rows)
         got = dense(q, k, v, captured)
     want = []
     paths = padded.kv_rows.split(padded.kv_lengths)

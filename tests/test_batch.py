@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from runs import packed, sharing
 
-from pyrerank.batch import in_windows, pack, pad, plan
-from pyrerank.items import Prompt, Span
+from pyrerank.engine.batch import in_windows, pack, pad, plan
+from pyrerank.prompts.items import Prompt, Span
 
 prompts = st.lists(st.integers(0, 1000), min_size=1, max_size=50).map(lambda ids: Prompt(ids, 0))
 
@@ -77,7 +77,7 @@ def test_sharing_computes_each_node_of_the_tree_once(prompts, budget):
 
 
 def test_windows_share_with_each_other(monkeypatch):
-    monkeypatch.setattr("pyrerank.batch.WINDOW", 4)
+    monkeypatch.setattr("pyrerank.engine.batch.WINDOW", 4)
     prompts = [Prompt([7] * 50 + [n], 0) for n in range(30)]
     runs = list(plan(in_windows(prompts), 20, share=True))
     assert sum(51 - skip for run in runs for skip in run.shared) == 50 + 30

@@ -12,7 +12,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pyrerank import Reranker, attention, layers, machine, ops
+from pyrerank import Reranker
+from pyrerank.bench import machine
+from pyrerank.devices import attention
+from pyrerank.kernels import ops
+from pyrerank.model import layers
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
@@ -222,9 +226,10 @@ WRONG = [
      halves_swapped(layers.rotate)),
     ("vision", "attention of several pictures, heads of 72", attention, "full", every_patch),
     ("vision", "attention of a large picture, heads of 64", attention, "full", uniform),
-    ("vision", "a tower's pass, bfloat16", "pyrerank.vision.full", None, uniform),
-    ("vision", "a tower's pass, float32", "pyrerank.vision.full", None, every_patch),
-    ("vision", "tiny-VL, float32, eager, against the CPU", "pyrerank.vision.full", None, uniform),
+    ("vision", "a tower's pass, bfloat16", "pyrerank.model.vision.full", None, uniform),
+    ("vision", "a tower's pass, float32", "pyrerank.model.vision.full", None, every_patch),
+    ("vision", "tiny-VL, float32, eager, against the CPU", "pyrerank.model.vision.full", None,
+     uniform),
     ("kernels", "last_token_gather, float32, eager", ops, "last_token_gather",
      off_by(1e-6, ops.last_token_gather)),
     ("kernels", "score_head, bfloat16, eager", ops, "score_head", off_by(1e-3, ops.score_head)),

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, Qwen3VLForConditionalGeneration
 
-from pyrerank.checkpoint import open_checkpoint
+from pyrerank.weights.checkpoint import open_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 

@@ -13,8 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_kernels import DTYPES, gather, pool, random_rows, random_weights, score
 
-from pyrerank import _C, bench_kernels, bench_report, ops
-from pyrerank.bench_kernels import Case
+from pyrerank import _C
+from pyrerank.bench import kernels as bench_kernels
+from pyrerank.bench import report as bench_report
+from pyrerank.bench.kernels import Case
+from pyrerank.kernels import ops
 
 pytestmark = pytest.mark.slow
 
@@ -159,7 +162,7 @@ def test_one_thread_is_timed_by_its_own_clock() -> None:
 
 def test_nothing_to_measure(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setattr(ops, "_C", None)
-    from pyrerank.cli import main
+    from pyrerank.cli.main import main
 
     assert main(["bench", "kernels", "--device", "cpu"]) == 2
     assert "device cpu: the extension was not built" in capsys.readouterr().err

@@ -13,10 +13,10 @@ from checkpoints import write_random
 from safetensors.torch import load_file, save_file
 
 from pyrerank import CheckpointError, Reranker
-from pyrerank.checkpoint import Checkpoint, open_checkpoint
-from pyrerank.model import Decoder
-from pyrerank.modules import Modules
-from pyrerank.weights import TensorFile
+from pyrerank.model.decoder import Decoder
+from pyrerank.weights.checkpoint import Checkpoint, open_checkpoint
+from pyrerank.weights.modules import Modules
+from pyrerank.weights.tensors import TensorFile
 
 
 @pytest.fixture(scope="module")

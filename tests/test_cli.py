@@ -14,9 +14,10 @@ import torch
 from checkpoints import write_random
 from test_fetch import Server
 
-from pyrerank import Embedder, Fetcher, Media, Reranker, fetch
-from pyrerank.cli import main
-from pyrerank.jsonl import CHUNK
+from pyrerank import Embedder, Fetcher, Media, Reranker
+from pyrerank.cli.jsonl import CHUNK
+from pyrerank.cli.main import main
+from pyrerank.media import fetch
 
 pytestmark = pytest.mark.slow
 
@@ -118,7 +119,7 @@ class TestArguments:
         for argument in ("--help", "--version"):
             script = (
                 "import sys; sys.modules['torch'] = None\n"
-                f"from pyrerank.cli import main; main(['{argument}'])"
+                f"from pyrerank.cli.main import main; main(['{argument}'])"
             )
             done = subprocess.run(
                 [sys.executable, "-P", "-c", script], capture_output=True, text=True

@@ -24,9 +24,9 @@ from transformers import (
 )
 
 from pyrerank import CheckpointError, Reranker
-from pyrerank import convert as conversion
-from pyrerank.cli import main
-from pyrerank.convert import convert
+from pyrerank.cli.main import main
+from pyrerank.weights import convert as conversion
+from pyrerank.weights.convert import convert
 
 pytestmark = pytest.mark.slow
 

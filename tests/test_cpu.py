@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from strict_build import load_strict
 from torch import Tensor
 
-from pyrerank import attention, cpu, layers, ops
-from pyrerank.batch import Batch
+from pyrerank.devices import attention
+from pyrerank.engine.batch import Batch
+from pyrerank.kernels import host as cpu
+from pyrerank.kernels import ops
+from pyrerank.model import layers
 
 # half a unit in the last place, doubled for what float32 arithmetic moves across the middle
 ROUNDING = {torch.bfloat16: 2**-8, torch.float32: 2**-21}

@@ -19,8 +19,8 @@ import pytest
 from published import Published
 
 from pyrerank import Reranker, demo, rank
-from pyrerank.cli import main
-from pyrerank.find import DEMO
+from pyrerank.cli.main import main
+from pyrerank.weights.find import DEMO
 
 pytestmark = pytest.mark.slow
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pyrerank import fetch
-from pyrerank.fetch import Fetcher
-from pyrerank.media import Media, Reader
+from pyrerank.media import fetch
+from pyrerank.media.fetch import Fetcher
+from pyrerank.media.reader import Media, Reader
 
 CAT = Path(__file__).parent / "data/pictures/cat.jpg"
 BODY = bytes(range(256)) * 40

@@ -16,9 +16,9 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 
 from pyrerank import CheckpointError
-from pyrerank.checkpoint import open_checkpoint
-from pyrerank.find import find_folder, weight_files
-from pyrerank.weights import open_weights
+from pyrerank.weights.checkpoint import open_checkpoint
+from pyrerank.weights.find import find_folder, weight_files
+from pyrerank.weights.tensors import open_weights
 
 NAME = "Some/Reranker-0.6B"
 WHOLE = ("config.json", "tokenizer.json", "model.safetensors")

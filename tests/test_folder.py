@@ -30,9 +30,9 @@ from transformers import (
 )
 
 from pyrerank import CheckpointError, Embedder, Reranker
-from pyrerank.checkpoint import open_checkpoint
-from pyrerank.convert import convert
-from pyrerank.find import DEMO
+from pyrerank.weights.checkpoint import open_checkpoint
+from pyrerank.weights.convert import convert
+from pyrerank.weights.find import DEMO
 
 pytestmark = pytest.mark.slow
 

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from runs import packed
 
-from pyrerank.batch import SHARED_PER_TOKEN, Batch, pack, plan
-from pyrerank.graph import SMALLEST, Bucket, buckets
-from pyrerank.items import Prompt
+from pyrerank.engine.batch import SHARED_PER_TOKEN, Batch, pack, plan
+from pyrerank.engine.graphs import SMALLEST, Bucket, buckets
+from pyrerank.prompts.items import Prompt
 
 prompts = st.lists(
     st.lists(st.integers(1, 2), min_size=1, max_size=50).map(lambda ids: Prompt([7] * 40 + ids, 0)),

@@ -19,7 +19,7 @@ import pytest
 from checkpoints import write_random
 
 from pyrerank import Embedder, Fetcher, Media, Reranker
-from pyrerank.cli import main
+from pyrerank.cli.main import main
 
 pytestmark = pytest.mark.slow
 

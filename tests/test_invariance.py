@@ -13,7 +13,8 @@ from checkpoints import write_random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyrerank import Embedder, Reranker, cpu
+from pyrerank import Embedder, Reranker
+from pyrerank.kernels import host as cpu
 
 pytestmark = [
     pytest.mark.slow,

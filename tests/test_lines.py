@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from pyrerank import DeviceError, Embedder, Media, OutOfMemory, Reranker
-from pyrerank.cli import main
-from pyrerank.jsonl import EmbedTask, ScoreTask, process
-from pyrerank.outputs import JsonLines, NpyRows
+from pyrerank.cli.jsonl import EmbedTask, ScoreTask, process
+from pyrerank.cli.main import main
+from pyrerank.cli.outputs import JsonLines, NpyRows
 
 pytestmark = pytest.mark.slow
 

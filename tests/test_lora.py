@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from test_convert import KINDS, QUERY, TEXTS, TOLERANCE, documents, tensors
 
 from pyrerank import CheckpointError, Reranker
-from pyrerank.convert import convert
+from pyrerank.weights.convert import convert
 
 pytestmark = pytest.mark.slow
 

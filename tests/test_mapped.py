@@ -10,10 +10,10 @@ from checkpoints import write_random
 from safetensors.torch import load_file, save_file
 
 from pyrerank import CheckpointChanged, CheckpointError, Embedder, EngineClosed, Reranker
-from pyrerank.checkpoint import open_checkpoint
-from pyrerank.cli import main
-from pyrerank.convert import convert
+from pyrerank.cli.main import main
 from pyrerank.serve.schedule import Job, Scheduler
+from pyrerank.weights.checkpoint import open_checkpoint
+from pyrerank.weights.convert import convert
 
 pytestmark = pytest.mark.slow
 
@@ -144,7 +144,7 @@ class TestRenamed:
 
 
 def test_a_conversion_of_a_checkpoint_that_is_overwritten_meanwhile(file, tmp_path, monkeypatch):
-    from pyrerank import convert as conversion
+    from pyrerank.weights import convert as conversion
 
     def overwritten(*args: object) -> None:
         save_file(*args)
@@ -158,7 +158,7 @@ def test_a_conversion_of_a_checkpoint_that_is_overwritten_meanwhile(file, tmp_pa
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
 def test_a_conversion_of_a_folder_that_is_replaced_meanwhile(file, tmp_path, monkeypatch, name):
-    from pyrerank import convert as conversion
+    from pyrerank.weights import convert as conversion
 
     def replaced(*args: object) -> None:
         save_file(*args)

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from pyrerank.media import Content, Image, Reader
-from pyrerank.pictures import MAX_IMAGE_TOKENS, MIN_IMAGE_TOKENS, SIDE, Media, fitting_size
-from pyrerank.video import FRAME_PIXELS
+from pyrerank.media.images import MAX_IMAGE_TOKENS, MIN_IMAGE_TOKENS, SIDE, Media, fitting_size
+from pyrerank.media.reader import Content, Image, Reader
+from pyrerank.media.video import FRAME_PIXELS
 
 pytestmark = pytest.mark.slow
 

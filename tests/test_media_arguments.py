@@ -8,7 +8,7 @@ import pytest
 from checkpoints import write_random
 
 from pyrerank import Embedder, Fetcher, Media, Reranker
-from pyrerank.media import Reader
+from pyrerank.media.reader import Reader
 
 pytestmark = pytest.mark.slow
 

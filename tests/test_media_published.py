@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 from published_media import Clip, package, resized
 
-from pyrerank.media import Media, Reader
+from pyrerank.media.reader import Media, Reader
 
 pytestmark = pytest.mark.slow
 

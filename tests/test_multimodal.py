@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from published import Clip, Content, Prompt, Published, PublishedEmbedder, resized
 
 from pyrerank import Embedder, Media, Reranker
-from pyrerank.batch import positions
-from pyrerank.media import Image
+from pyrerank.engine.batch import positions
+from pyrerank.media.reader import Image
 
 pytestmark = pytest.mark.slow
 

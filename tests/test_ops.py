@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pyrerank import DeviceError, ops
+from pyrerank import DeviceError
+from pyrerank.kernels import ops
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 ROUNDING = {torch.bfloat16: 2**-8, torch.float16: 2**-10, torch.float32: 2**-23}
@@ -265,7 +266,8 @@ def test_without_an_extension_ids_are_checked_as_well() -> None:
 import sys
 sys.modules["pyrerank._C"] = None
 import torch
-from pyrerank import DeviceError, ops
+from pyrerank import DeviceError
+from pyrerank.kernels import ops
 assert ops._C is None
 hidden, gain, index = torch.ones(4, 32), torch.ones(32), torch.tensor([0, 4], dtype=torch.int32)
 assert not ops.score_head(hidden, index[:1], gain, 1e-6, gain)[0].isnan().any()
@@ -281,7 +283,7 @@ except ValueError as error:
     [
         "import torch, pyrerank",
         "import pyrerank, torch",
-        "import pyrerank.ops, torch",
+        "import pyrerank.kernels.ops, torch",
         "import pyrerank; from importlib.util import find_spec; find_spec('torch'); import torch",
     ],
 )

@@ -9,9 +9,9 @@ import pytest
 from test_cli import CAT, jsonl
 
 from pyrerank import Reranker, reranker
-from pyrerank.cli import main
-from pyrerank.jsonl import content_of
-from pyrerank.prompt import HEAD, TAIL
+from pyrerank.cli.jsonl import content_of
+from pyrerank.cli.main import main
+from pyrerank.prompts.templates import HEAD, TAIL
 
 pytestmark = pytest.mark.slow
 

@@ -10,10 +10,10 @@ from typing import BinaryIO, ClassVar
 import numpy as np
 import pytest
 
-from pyrerank.journal import Journal
-from pyrerank.jsonl import CHUNK, Done, EmbedTask, process
-from pyrerank.media import Media
-from pyrerank.outputs import JsonLines, NpyRows
+from pyrerank.cli.journal import Journal
+from pyrerank.cli.jsonl import CHUNK, Done, EmbedTask, process
+from pyrerank.cli.outputs import JsonLines, NpyRows
+from pyrerank.media.reader import Media
 
 pytestmark = pytest.mark.slow
 

@@ -12,9 +12,9 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from pyrerank.checks import check_text
-from pyrerank.inputs import PromptEncoder
-from pyrerank.items import pair_up
-from pyrerank.prompt import HEAD, TAIL, TEMPLATES, THOUGHT, unformat
+from pyrerank.prompts.encoder import PromptEncoder
+from pyrerank.prompts.items import pair_up
+from pyrerank.prompts.templates import HEAD, TAIL, TEMPLATES, THOUGHT, unformat
 
 FAMILIES = ["qwen3", "qwen3-vl"]
 CONTROLS = SPECIAL + NOT_SPECIAL

@@ -18,7 +18,7 @@ import make_checkpoint
 import pytest
 from serving import Process, running
 
-from pyrerank.cli import main
+from pyrerank.cli.main import main
 
 pytestmark = pytest.mark.slow
 

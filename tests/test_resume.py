@@ -9,9 +9,9 @@ from checkpoints import write_random
 from safetensors.torch import load_file, save_file
 from test_cli import CAT, COFFEE, jsonl
 
-from pyrerank.checkpoint import open_checkpoint
-from pyrerank.cli import main
-from pyrerank.journal import identity
+from pyrerank.cli.journal import identity
+from pyrerank.cli.main import main
+from pyrerank.weights.checkpoint import open_checkpoint
 
 pytestmark = pytest.mark.slow
 

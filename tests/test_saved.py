@@ -20,9 +20,9 @@ from transformers import (
 )
 
 from pyrerank import CheckpointError, Embedder, Reranker
-from pyrerank.checkpoint import open_checkpoint
-from pyrerank.convert import convert
-from pyrerank.lora import merge
+from pyrerank.weights.checkpoint import open_checkpoint
+from pyrerank.weights.convert import convert
+from pyrerank.weights.lora import merge
 
 pytestmark = pytest.mark.slow
 

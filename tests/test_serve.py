@@ -15,7 +15,7 @@ from runs import twin
 from serving import Served
 
 from pyrerank import Embedder, Reranker
-from pyrerank.prompt import SYSTEM
+from pyrerank.prompts.templates import SYSTEM
 
 pytestmark = pytest.mark.slow
 

@@ -13,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyrerank.batch import Run, plan
-from pyrerank.items import Prompt
+from pyrerank.engine.batch import Run, plan
+from pyrerank.prompts.items import Prompt
 from pyrerank.serve import schedule
 from pyrerank.serve.schedule import Job, Scheduler
 

@@ -14,7 +14,7 @@ import pytest
 from serving import PATIENCE, Process, running
 
 from pyrerank import Reranker
-from pyrerank.cli import main
+from pyrerank.cli.main import main
 
 pytestmark = pytest.mark.slow
 

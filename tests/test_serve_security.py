@@ -19,8 +19,10 @@ from checkpoints import write_random
 from runs import twin
 from serving import PATIENCE, Served, listening
 
-from pyrerank import Embedder, Fetcher, Reranker, fetch, prompt
-from pyrerank.prompt import SYSTEM
+from pyrerank import Embedder, Fetcher, Reranker
+from pyrerank.media import fetch
+from pyrerank.prompts import templates as prompt
+from pyrerank.prompts.templates import SYSTEM
 from pyrerank.serve import protocol, reading, service
 
 pytestmark = pytest.mark.slow

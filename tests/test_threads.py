@@ -17,8 +17,8 @@ import torch
 
 import pyrerank
 from pyrerank import Embedder, EngineClosed, Reranker
-from pyrerank.batch import Batch
-from pyrerank.graph import buckets
+from pyrerank.engine.batch import Batch
+from pyrerank.engine.graphs import buckets
 
 pytestmark = pytest.mark.slow
 

@@ -16,10 +16,10 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
 from pyrerank import CheckpointError
-from pyrerank.batch import positions
-from pyrerank.checkpoint import open_checkpoint
-from pyrerank.model import interleaved_axes
-from pyrerank.vision import VisionConfig, VisionTower, patches
+from pyrerank.engine.batch import positions
+from pyrerank.model.decoder import interleaved_axes
+from pyrerank.model.vision import VisionConfig, VisionTower, patches
+from pyrerank.weights.checkpoint import open_checkpoint
 
 pytestmark = pytest.mark.slow
 

@@ -25,9 +25,9 @@ from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionCon
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
 from pyrerank import Reranker
-from pyrerank.media import Content
-from pyrerank.prompt import TEMPLATES
-from pyrerank.vision import patches
+from pyrerank.media.reader import Content
+from pyrerank.model.vision import patches
+from pyrerank.prompts.templates import TEMPLATES
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 import make_checkpoint

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from checks import Bench, Check, Figure, Skip, Wrong
-from pyrerank import device, machine
-from pyrerank.info import cann_version, package_version
+from pyrerank.bench import machine
+from pyrerank.cli.info import cann_version, package_version
+from pyrerank.devices import select as device
 
 BUILD = ("target", "soc", "cann", "flow", "compiler", "flags")  # of build_info
 SETTINGS = (
@@ -86,7 +87,7 @@ def settings(bench: Bench) -> Figure:
 
 def extension(bench: Bench) -> Figure:
     try:
-        from pyrerank import ops
+        from pyrerank.kernels import ops
     except ImportError as error:
         raise Wrong(f"pyrerank._C does not load ({error}): reinstall pyrerank") from None
     npu = bench.place.startswith("npu")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from checks import Bench, Check, Comparison, Figure, Skip, record
-from pyrerank import ops
+from pyrerank.kernels import ops
 
 NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
 ROUNDING = {torch.bfloat16: 2**-8, torch.float16: 2**-10, torch.float32: 2**-23}

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from checks import Bench, Check, Comparison, Figure, Skip, Wrong, record
-from pyrerank import layers
-from pyrerank.attention import FusedInfer, choose
-from pyrerank.batch import Batch
+from pyrerank.devices.attention import FusedInfer, choose
+from pyrerank.engine.batch import Batch
+from pyrerank.model import layers
 
 UNIT = {torch.bfloat16: 2**-8, torch.float32: 2**-23}  # at least what one rounding changes
 NAMES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}

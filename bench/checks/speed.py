@@ -7,8 +7,8 @@ from typing import Any
 
 from checks import Bench, Check
 from checks.engine import open_engine
-from pyrerank import machine
-from pyrerank.bench_kernels import Case, measure
+from pyrerank.bench import machine
+from pyrerank.bench.kernels import Case, measure
 
 
 def kernel(bench: Bench, name: str) -> tuple[str, Any]:

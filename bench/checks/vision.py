@@ -18,9 +18,11 @@ from torch import Tensor
 from checks import Bench, Check, Comparison, Figure, Skip, Wrong, record
 from checks.engine import DTYPES, bound, model
 from checks.operators import EPS, NAMES, UNIT, attention_inputs, moved, normal, slack
-from pyrerank import Reranker, attention, layers
-from pyrerank.checkpoint import open_checkpoint
-from pyrerank.vision import VisionTower
+from pyrerank import Reranker
+from pyrerank.devices import attention
+from pyrerank.model import layers
+from pyrerank.model.vision import VisionTower
+from pyrerank.weights.checkpoint import open_checkpoint
 
 # hidden_size and intermediate_size of the towers of 2B and 8B; their 16 heads are of 64 and 72
 TOWERS = [(1024, 4096), (1152, 4304)]

@@ -4,7 +4,7 @@ dark."""
 from collections.abc import Sequence
 from html import escape
 
-from pyrerank.bench_report import GREY, OURS
+from pyrerank.bench.report import GREY, OURS
 
 OTHER = "#d08a2f"
 LIGHT, DARK = "0.45", "0.9"  # opacities

@@ -3,7 +3,7 @@
     python docs/figures/packing.py
 
 Prompts, lengths and what they share are the engine's own: the published template, the vocabulary of
-Qwen3, `pyrerank.batch.plan` and `pack`.
+Qwen3, `pyrerank.engine.batch.plan` and `pack`.
 """
 
 import sys
@@ -12,9 +12,9 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from pyrerank.batch import Run, pack, plan
-from pyrerank.inputs import PromptEncoder
-from pyrerank.items import Prompt
+from pyrerank.engine.batch import Run, pack, plan
+from pyrerank.prompts.encoder import PromptEncoder
+from pyrerank.prompts.items import Prompt
 
 FOLDER = Path(__file__).parent
 sys.path.append(str(FOLDER.parents[1] / "examples"))

@@ -4,7 +4,7 @@
 
 The order is that of the checked simulation: for each instruction it knows which earlier ones, of
 its own pipe and of others, must have ended, by the kernel's flags, queues and barriers.  How long
-one takes is the estimate of `pyrerank.bench_kernels`, which nobody has measured.
+one takes is the estimate of `pyrerank.bench.kernels`, which nobody has measured.
 """
 
 import sys
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from pyrerank.bench_kernels import BARRIER_CYCLES, COPY_BYTES_PER_CYCLE
+from pyrerank.bench.kernels import BARRIER_CYCLES, COPY_BYTES_PER_CYCLE
 
 FOLDER = Path(__file__).parent
 sys.path.append(str(FOLDER.parents[1] / "tests"))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyrerank.display import in_words
+from pyrerank.cli.display import in_words
 
 FOLDER = Path(__file__).parent
 
@@ -30,8 +30,8 @@ class Ranking:
 
 def rankings(device: str | None = None) -> Iterator[Ranking]:
     """Ranks what ships with the package, query by query.  ``device`` is as in `Reranker`."""
-    from pyrerank.find import DEMO
     from pyrerank.reranker import Reranker
+    from pyrerank.weights.find import DEMO
 
     engine = Reranker(DEMO, device=device)
     for line in (FOLDER / "queries.jsonl").read_text("utf-8").splitlines():

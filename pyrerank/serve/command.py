@@ -11,11 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pyrerank.checkpoint import Checkpoint, open_checkpoint
 from pyrerank.embedder import Embedder
-from pyrerank.engine import Engine
+from pyrerank.engine.engine import Engine
 from pyrerank.errors import CheckpointError
-from pyrerank.pictures import Media
+from pyrerank.media.images import Media
 from pyrerank.reranker import Reranker
 from pyrerank.serve.app import build
 from pyrerank.serve.arguments import LIMITS
@@ -24,6 +23,7 @@ from pyrerank.serve.protocol import http_server
 from pyrerank.serve.schedule import Scheduler
 from pyrerank.serve.service import Service
 from pyrerank.serve.settings import Settings
+from pyrerank.weights.checkpoint import Checkpoint, open_checkpoint
 
 log = logging.getLogger("pyrerank.serve")
 

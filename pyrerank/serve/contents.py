@@ -1,12 +1,12 @@
-"""Contents of the wire: what `pyrerank.media.Reader` makes of them, and how they are echoed."""
+"""Contents of the wire: what a `pyrerank.media.reader.Reader` takes, and how they are echoed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from pyrerank.jsonl import content_of
-from pyrerank.media import KINDS, is_parts
+from pyrerank.cli.jsonl import content_of
+from pyrerank.media.reader import KINDS, is_parts
 from pyrerank.serve.errors import BadRequest
 from pyrerank.serve.wire import RerankDocument
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from pyrerank.errors import NonFiniteScore
-from pyrerank.items import Input, Pair, Prompt
-from pyrerank.media import Reader
-from pyrerank.pictures import Media
+from pyrerank.media.images import Media
+from pyrerank.media.reader import Reader
+from pyrerank.prompts.items import Input, Pair, Prompt
 from pyrerank.serve.contents import Size
 from pyrerank.serve.errors import BadRequest, NotHere
 from pyrerank.serve.schedule import Job, Scheduler

@@ -31,10 +31,10 @@ from typing import Any
 
 import torch
 
-from pyrerank.batch import common, head, key_of, plan
-from pyrerank.engine import Engine
+from pyrerank.engine.batch import common, head, key_of, plan
+from pyrerank.engine.engine import Engine
 from pyrerank.errors import EngineClosed
-from pyrerank.items import Prompt
+from pyrerank.prompts.items import Prompt
 
 TURN = 4  # passes' tokens after which another large job has its turn
 # Passes' tokens that wait with their pictures decoded, of small jobs and of large ones; what is

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
+from pyrerank.cli.outputs import numbers
 from pyrerank.embedder import Embedder
-from pyrerank.items import Pair, Prompt
-from pyrerank.media import Content, Reader
-from pyrerank.outputs import numbers
-from pyrerank.pictures import Media
+from pyrerank.media.images import Media
+from pyrerank.media.reader import Content, Reader
+from pyrerank.prompts.items import Pair, Prompt
 from pyrerank.reranker import Reranker, Score
 from pyrerank.serve import wire
 from pyrerank.serve.contents import Size, content, conversation, echo, several, size

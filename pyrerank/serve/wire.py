@@ -42,7 +42,7 @@ CONTENT = {
     "description": "A text; or parts under `content`; or an object with `text`, `image`, `video`. "
     "Pictures are data: URIs, or URLs of hosts that the server was told to ask.",
 }
-# `pyrerank.media.Reader` reads contents, and says better what is wrong with one
+# `pyrerank.media.reader.Reader` reads contents, and says better what is wrong with one
 Content = Annotated[Any, WithJsonSchema(CONTENT)]
 OneOrMore = Annotated[
     Any, WithJsonSchema({"anyOf": [*CONTENT["anyOf"], {"type": "array", "items": CONTENT}]})

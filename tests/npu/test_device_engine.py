@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from runs import trie
 
 from pyrerank import DeviceError, Embedder, Reranker
-from pyrerank.attention import last_rows
-from pyrerank.batch import pack
-from pyrerank.device import runtime
-from pyrerank.graph import buckets
-from pyrerank.items import Prompt
+from pyrerank.devices.attention import last_rows
+from pyrerank.devices.select import runtime
+from pyrerank.engine.batch import pack
+from pyrerank.engine.graphs import buckets
+from pyrerank.prompts.items import Prompt
 
 # |score - float32 on the CPU|: the bounds that the CPU engine has against transformers
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}

@@ -14,11 +14,11 @@ from checkpoints import write_random
 from runs import packed
 
 from pyrerank import DeviceError, EngineClosed, NonFiniteScore, OutOfMemory, Reranker
-from pyrerank import device as devices
-from pyrerank.attention import FusedInfer
-from pyrerank.batch import pack
-from pyrerank.device import check_process, cpu_multiplies_bfloat16, resolve, resolve_dtype
-from pyrerank.items import Prompt
+from pyrerank.devices import select as devices
+from pyrerank.devices.attention import FusedInfer
+from pyrerank.devices.select import check_process, cpu_multiplies_bfloat16, resolve, resolve_dtype
+from pyrerank.engine.batch import pack
+from pyrerank.prompts.items import Prompt
 
 QUERY = "What is the capital of China?"
 DOCUMENTS = ["Beijing is the capital of China.", "Gravity gives weight to objects. " * 30, ""]
@@ -140,7 +140,9 @@ class TestCapture:
             sim.revive()
 
         monkeypatch.setattr(Reranker, "_start_graphs", without_memory)
-        monkeypatch.setattr("pyrerank.engine.works", lambda device: True)  # for want of memory
+        monkeypatch.setattr(
+            "pyrerank.engine.engine.works", lambda device: True
+        )  # for want of memory
         with pytest.warns(RuntimeWarning, match="no stream or no memory for graphs"):
             engine = Reranker(model, device="npu", dtype="bfloat16", token_budget=2**24)
         assert engine.graphs is None
@@ -203,7 +205,7 @@ class TestOperators:
         engine = Reranker(model, device="npu", dtype="bfloat16")
         engine.score(QUERY, DOCUMENTS)
         monkeypatch.setattr(torch.npu.NPUGraph, "replay", lambda self: None)
-        monkeypatch.setattr("pyrerank.engine.works", lambda device: False)
+        monkeypatch.setattr("pyrerank.engine.engine.works", lambda device: False)
         with pytest.raises(EngineClosed, match="dropped work"):
             engine.score(QUERY, DOCUMENTS)
 
@@ -298,7 +300,7 @@ def test_torch_npu_that_is_missing(monkeypatch):
     def nothing(package):
         raise PackageNotFoundError(package)
 
-    monkeypatch.setattr("pyrerank.device.version", nothing)
+    monkeypatch.setattr("pyrerank.devices.select.version", nothing)
     release = torch.__version__.split("+")[0]
     with pytest.raises(DeviceError, match=f"not installed: pip install torch_npu=={release}"):
         resolve("npu")

@@ -12,7 +12,7 @@ import torch
 from checkpoints import write_random
 
 from pyrerank import Reranker
-from pyrerank.batch import SHARED_PER_TOKEN
+from pyrerank.engine.batch import SHARED_PER_TOKEN
 
 BUDGET = 4096
 BLOCK = 20 << 20  # the allocator's: one that weights do not fill, one of small tensors

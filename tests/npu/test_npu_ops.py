@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pyrerank import ops
+from pyrerank.kernels import ops
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 LENGTHS = [3, 1, 40, 7]

@@ -14,10 +14,10 @@ from checkpoints import write_random
 
 pytest.importorskip("torch_npu")
 from pyrerank import Embedder, Media, OutOfMemory, Reranker
-from pyrerank.checkpoint import open_checkpoint
-from pyrerank.graph import buckets
-from pyrerank.media import Reader
-from pyrerank.vision import VisionConfig, VisionTower
+from pyrerank.engine.graphs import buckets
+from pyrerank.media.reader import Reader
+from pyrerank.model.vision import VisionConfig, VisionTower
+from pyrerank.weights.checkpoint import open_checkpoint
 
 FEATURES = {torch.float32: 1e-5, torch.bfloat16: 5e-2}
 SCORES = {"float32": 1e-5, "bfloat16": 2e-2}

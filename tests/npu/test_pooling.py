@@ -10,7 +10,7 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from pyrerank import Embedder
-from pyrerank.find import DEMO
+from pyrerank.weights.find import DEMO
 
 TEXTS = [
     "Beijing is the capital of China.",

@@ -7,8 +7,8 @@ import torch
 from checkpoints import write_random
 
 from pyrerank import Reranker
-from pyrerank.attention import FusedInfer
-from pyrerank.batch import Batch
+from pyrerank.devices.attention import FusedInfer
+from pyrerank.engine.batch import Batch
 
 pytestmark = pytest.mark.usefixtures("sim")
 TOKENS = 12

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from pyrerank import _C, Reranker, ops
+from pyrerank import _C, Reranker
+from pyrerank.kernels import ops
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # of the stored result: one rounding, and sums in another order
@@ -145,7 +146,7 @@ def both() -> None:
 
 
 def convert() -> None:
-    from pyrerank.convert import convert
+    from pyrerank.weights.convert import convert
 
     print(convert(sys.argv[2], Path(sys.argv[3])))
 

@@ -50,7 +50,7 @@ def test_one_thread_starts_no_thread():
     """In a fresh process, where nothing has filled OpenMP's pool."""
     code = """
 import os, torch
-from pyrerank import ops
+from pyrerank.kernels import ops
 def threads(count, rows):
     torch.set_num_threads(count)
     ops.score_head(hidden[:rows], torch.arange(rows, dtype=torch.int32), weight, 1e-6, weight)

@@ -1,0 +1,56 @@
+"""What a number was measured on: processor, device, versions, and whether the device is real."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyrerank.cli.info import cann_version, package_version
+
+SIMULATED = "SIMULATED RUNTIME: no NPU has run any of this. Times here mean nothing."
+
+
+def simulated() -> bool:
+    """Whether the CANN of this process is the project's own simulation (tests/cann_sim)."""
+    try:
+        runtime = ctypes.CDLL("libascendcl.so")  # the one torch_npu has loaded, if it has
+    except OSError:
+        return False
+    return hasattr(runtime, "cannsim_launch")
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """Everything that a figure depends on; no host name, no path."""
+    packages = ("pyrerank", "torch", "torch_npu", "numpy", "tokenizers", "safetensors")
+    return {
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "device": device_name(device),
+        "simulated": simulated(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "cann": cann_version(),
+        **{package: package_version(package) for package in packages},
+    }
+
+
+def processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    name = re.search(r"^(?:model name|Model Name|Hardware)\s*:\s*(.+)$", text, re.MULTILINE)
+    return f"{name.group(1) if name else platform.machine()}, {os.cpu_count()} logical cores"
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cpu":
+        return "cpu"
+    module = getattr(torch, device.type)
+    return f"{device.type}: {module.get_device_name(device)}"

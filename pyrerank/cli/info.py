@@ -1,0 +1,114 @@
+"""``pyrerank info``: what is installed, what was built, what was found, what an NPU would need."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+
+def report() -> str:
+    """The report, one ``name: value`` a line.  Imports what it reports on, and survives it."""
+    packages = ("pyrerank", "torch", "torch_npu", "numpy", "tokenizers", "safetensors")
+    lines = [f"python: {platform.python_version()} ({platform.platform()})"]
+    lines += [f"{name}: {package_version(name)}" for name in packages]
+    missing: list[str] = []
+    lines += _extension(missing) + _cann(missing) + _devices(missing)
+    lines.append("missing for an NPU: " + ("; ".join(missing) or "nothing"))
+    return "\n".join(lines)
+
+
+def package_version(package: str) -> str:
+    """The installed version, or "not installed"."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _extension(missing: list[str]) -> list[str]:
+    try:
+        host = import_module("pyrerank._C")
+    except ModuleNotFoundError:
+        missing.append("the extension pyrerank._C (install a C++17 compiler, reinstall pyrerank)")
+        return ["extension: was not built, for want of a compiler; plain torch runs instead"]
+    except ImportError as error:
+        missing.append("an extension pyrerank._C that loads (reinstall pyrerank)")
+        return [f"extension: does not load ({error}); reinstall pyrerank"]
+    lines = [_built(host.build_info())]
+    try:
+        npu = import_module("pyrerank._C_npu")
+    except ModuleNotFoundError:
+        missing.append("kernels compiled by CANN (source set_env.sh, reinstall pyrerank)")
+    except ImportError as error:
+        missing.append("kernels that load (source the set_env.sh of the CANN they were built with)")
+        lines.append(f"extension for the NPU: does not load ({error}); the CPU works without it")
+    else:
+        lines.append(_built(npu.build_info()))
+    return [*lines, f"kernels: {', '.join(host.build_info()['kernels'])}"]
+
+
+def _built(info: dict[str, Any]) -> str:
+    target = str(info["target"])
+    if target == "npu":
+        target += f" for {info['soc']}, CANN {info['cann']} by {info['flow']}"
+    return f"extension: target {target}, {info['compiler']}, {info['flags']}"
+
+
+def _cann(missing: list[str]) -> list[str]:
+    home = os.environ.get("ASCEND_HOME_PATH") or os.environ.get("ASCEND_TOOLKIT_HOME")
+    if not home:
+        missing.append("the CANN toolkit (install it, then source its set_env.sh)")
+        return ["CANN: not found (ASCEND_HOME_PATH is not set)"]
+    return [f"CANN: {home}, {cann_version()}"]
+
+
+def cann_version() -> str:
+    """From the files that the toolkit's installer leaves; "?" where none says."""
+    home = os.environ.get("ASCEND_HOME_PATH") or os.environ.get("ASCEND_TOOLKIT_HOME")
+    if not home:
+        return "none (ASCEND_HOME_PATH is not set)"
+    places = {
+        "ascend_toolkit_install.info": r"^version=(\S+)",
+        "*/ascend_toolkit_install.info": r"^version=(\S+)",  # in aarch64-linux or x86_64-linux
+        "version.cfg": r"_version=\[[^]:]*:([^]]+)\]",
+        "*/version.info": r"^Version=(\S+)",
+    }
+    for place, pattern in places.items():
+        for file in sorted(Path(home).glob(place)):
+            if found := re.search(pattern, file.read_text(errors="replace"), re.M):
+                return found.group(1)
+    return "?"
+
+
+def _devices(missing: list[str]) -> list[str]:
+    try:
+        # imports torch_npu as well where it is installed, and fails as it does
+        import torch
+    except Exception as error:
+        missing.append("a torch that imports")
+        return [f"devices: torch does not import ({error})"]
+    from pyrerank.devices.select import cpu_multiplies_bfloat16
+
+    native = "native" if cpu_multiplies_bfloat16() else "emulated"
+    lines = [f"cpu: {torch.get_num_threads()} threads, bfloat16 {native}"]
+    lines += [
+        f"cuda:{i}: {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())
+    ]
+    if package_version("torch_npu") == "not installed":
+        missing.append(f"torch_npu (pip install torch_npu=={torch.__version__.split('+')[0]})")
+        return [*lines, "npu: torch_npu is not installed"]
+    try:
+        import torch_npu  # noqa: F401  registers torch.npu
+
+        count = torch.npu.device_count()  # type: ignore[attr-defined]
+    except Exception as error:
+        missing.append("a torch_npu that imports")
+        return [*lines, f"npu: torch_npu does not import ({error})"]
+    if not count:
+        missing.append("an NPU with its driver (npu-smi info)")
+    return [*lines, f"npu: {count} devices"]

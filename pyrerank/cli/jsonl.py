@@ -1,0 +1,337 @@
+"""JSON lines in, results out: streaming, resumable, one bad line never stops the others.
+
+`process` takes each line through a task (`ScoreTask`, `EmbedTask`) to an output of
+`pyrerank.cli.outputs`, and notes in a `pyrerank.cli.journal` what is done; none of them knows of
+another.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from pyrerank.checks import check_list, check_text
+from pyrerank.cli.journal import Entry, Journal, digest_of
+from pyrerank.cli.outputs import JsonLines, NpyRows
+from pyrerank.errors import DeviceError, NonFiniteScore, OutOfMemory
+from pyrerank.media.reader import Media, Reader
+
+if TYPE_CHECKING:
+    from pyrerank.embedder import Embedder
+    from pyrerank.reranker import Reranker
+
+# Pairs or inputs run and written together: the most that an interruption costs.  Chunks are cut by
+# the input alone, so a resumed run forms the same batches, and the same bits, as an unbroken one.
+CHUNK = 64
+
+FIELDS = ("query", "document", "documents", "instruction", "id")
+KINDS = ("text", "image", "video")  # fields of a line that is a document
+OTHER_NAMES = {"image_url": "image", "img": "image", "video_url": "video"}
+# of a picture in other programs
+SIZED = ("fps", "max_frames", "max_pixels", "min_pixels", "resized_height", "resized_width")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the input: its object, the record that answers it so far, which has an ``error``
+    if the line is bad, and the digest of its bytes.
+    """
+
+    record: dict[str, Any]
+    item: dict[str, Any]
+    digest: str
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of an input: how many of its lines are in ``error``, and how many prompts were
+    ``cut`` to the model's limit.
+    """
+
+    errors: int
+    cut: int
+
+
+@dataclass(frozen=True)
+class ScoreTask:
+    """Lines with ``query``, ``document`` (a content) or ``documents`` (a list of contents),
+    optionally ``instruction`` and ``id``.
+
+    query: a content, for lines that have no query; None: they are in error.
+    ranked: lines must have ``documents``; results are sorted, the ``top_n`` first are kept, and
+        they carry their documents.
+    """
+
+    engine: Reranker
+    media: Media
+    query: object = None
+    ranked: bool = False
+    top_n: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.top_n is not None and self.top_n < 1:
+            raise ValueError(f"top_n must be a positive int or None, got {self.top_n}")
+
+    def read(self, item: dict[str, Any], reader: Reader) -> dict[str, Any]:
+        """The pairs of a line, by their names.  Raises TypeError or ValueError for a bad one."""
+        unknown = sorted(item.keys() - set(FIELDS))
+        if unknown:
+            raise ValueError(f"unknown field {unknown[0]!r}; a line has {', '.join(FIELDS)}")
+        if self.query is None and "query" not in item:
+            raise ValueError("no 'query', in the line or on the command line")
+        if ("document" in item) == ("documents" in item):
+            raise ValueError("a line needs either 'document' or 'documents'")
+        if self.ranked and "document" in item:
+            raise ValueError("ranking needs 'documents', a list; 'document' is one content")
+        documents = {"document": item.get("document")}
+        if "documents" in item:
+            check_list("documents", item["documents"])
+            documents = {f"documents[{i}]": given for i, given in enumerate(item["documents"])}
+        query = item.get("query", self.query)
+        pairs = {
+            name: self.engine.pair(name, query, document, item.get("instruction"), reader)
+            for name, document in documents.items()
+        }
+        if self.ranked:  # they are echoed, and not all of what they hold is text to score
+            for name, document in documents.items():
+                check_text(name, json.dumps(document, ensure_ascii=False))
+        return pairs
+
+    def answer(self, item: dict[str, Any], results: list[Any]) -> dict[str, Any]:
+        if "document" in item:
+            return asdict(results[0])
+        answers = [{"index": i} | asdict(result) for i, result in enumerate(results)]
+        if self.ranked:
+            answers = sorted(answers, key=lambda answer: -answer["logit"])[: self.top_n]
+            answers = [a | {"document": item["documents"][a["index"]]} for a in answers]
+        return {"results": answers}
+
+
+@dataclass(frozen=True)
+class EmbedTask:
+    """Lines that are documents (see `content_of`), optionally with ``instruction`` and ``id``.
+
+    instruction: for lines that have none.
+    """
+
+    engine: Embedder
+    media: Media
+    instruction: str | None = None
+
+    def read(self, item: dict[str, Any], reader: Reader) -> dict[str, Any]:
+        """The input of a line, by its name.  Raises TypeError or ValueError for a bad one."""
+        instruction = item.get("instruction", self.instruction)  # null: none
+        content = content_of(item, "instruction")
+        return {"input": self.engine.input("input", content, instruction, reader)}
+
+    def answer(self, item: dict[str, Any], results: list[Any]) -> dict[str, Any]:
+        [result] = results
+        return {
+            "embedding": result.vector,
+            "tokens": result.tokens,
+            "truncated": result.truncated,
+        }
+
+
+def process(
+    task: ScoreTask | EmbedTask,
+    source: Iterable[bytes],
+    output: JsonLines | NpyRows,
+    journal: Journal | None = None,
+    *,
+    total: int | None = None,
+    progress: bool | None = None,
+) -> Done:
+    """Works through the lines of ``source``.
+
+    Args:
+        task: what a line asks for.
+        source: the input's lines.
+        output: where the answers go.
+        journal: of the output; None where there is none, and nothing is kept.
+        total: number of input lines, for the progress bar.
+        progress: as in `Reranker.score`.
+
+    Returns:
+        What became of the lines; each error that was not in ``output`` before is reported on
+        stderr.
+
+    Raises:
+        ValueError: ``output`` answers other lines.
+        DeviceError: the device failed; what was written is kept.
+    """
+    errors = cut = 0
+    hide = None if progress is None else not progress
+    with tqdm(total=total, unit="line", disable=hide, delay=1) as bar:
+        for chunk in _chunks(_lines(source)):
+            last = chunk[-1].record["line"]
+            digest = digest_of("".join(line.digest for line in chunk).encode())
+            entry = journal.kept(last, digest) if journal is not None else None
+            if entry is None:
+                records, short = _records(task, chunk)
+                data = output.write(records)
+                bad = [record for record in records if "error" in record]
+                entry = Entry(last, digest, len(data), digest_of(data), len(bad), short)
+                if journal is not None:
+                    journal.add(entry)
+                for record in bad:
+                    bar.write(f"line {record['line']}: {record['error']}", file=sys.stderr)
+            bar.update(last - bar.n)
+            errors += entry.errors
+            cut += entry.cut
+    if journal is not None:
+        journal.check_end()
+    return Done(errors, cut)
+
+
+def _records(task: ScoreTask | EmbedTask, chunk: list[Line]) -> tuple[list[dict[str, Any]], int]:
+    """The whole records of a chunk's lines, and how many of their prompts were cut."""
+    reader = Reader(task.media)  # a picture of several lines is read once
+    work = [_read(task, line, reader) for line in chunk]
+    outcomes = _outcomes(task, [one for _, inputs in work for one in inputs.values()])
+    records, cut = [], 0
+    for line, (record, inputs) in zip(chunk, work, strict=True):
+        results = {name: outcomes[one] for name, one in inputs.items()}
+        failed = [f"{n}: {result}" for n, result in results.items() if isinstance(result, str)]
+        if failed:
+            record = record | {"error": failed[0]}
+        elif "error" not in record:
+            record = record | task.answer(line.item, list(results.values()))
+            cut += sum(result.truncated > 0 for result in results.values())
+        records.append(record)
+    return records, cut
+
+
+def _outcomes(task: ScoreTask | EmbedTask, inputs: list[Any]) -> dict[Any, Any]:
+    """The result of each pair or input, or what is wrong with it, a str."""
+    engine: Any = task.engine
+    try:
+        return {
+            one: str(result) if isinstance(result, NonFiniteScore) else result
+            for one, result in engine.outcomes(inputs, progress=False)
+        }
+    except (OutOfMemory, MemoryError) as error:
+        if len(inputs) == 1:
+            return {inputs[0]: str(error) or "there is too little memory for it"}
+        apart: dict[Any, Any] = {}  # so that one that is too large stops no other
+        for one in inputs:
+            apart |= _outcomes(task, [one])
+        if all(isinstance(outcome, str) for outcome in apart.values()):
+            raise  # it is no fault of theirs
+        return apart
+
+
+def _read(
+    task: ScoreTask | EmbedTask, line: Line, reader: Reader
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The record of a line so far, and its pairs or inputs by their names."""
+    if "error" in line.record:
+        return line.record, {}
+    try:
+        return line.record, task.read(line.item, reader)
+    except DeviceError:
+        raise
+    except Exception as error:  # whatever is wrong with a line, it stops no other
+        return line.record | {"error": _words(error)}, {}
+
+
+def _lines(source: Iterable[bytes]) -> Iterator[Line]:
+    for number, raw in enumerate(source, 1):
+        text = raw.strip()
+        if not text:
+            continue
+        record: dict[str, Any] = {"line": number}
+        item: dict[str, Any] = {}
+        try:
+            item = parse(raw)
+            if "id" in item:
+                record["id"] = _check_id(item["id"])
+        except Exception as error:  # as in `_read`
+            record["error"] = _words(error)
+        yield Line(record, {} if "error" in record else item, digest_of(b"%d " % number + text))
+
+
+def _words(error: Exception) -> str:
+    """An error as a message; of one that was not foreseen, its kind too."""
+    if isinstance(error, (ValueError, TypeError, ImportError)):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def parse(raw: bytes) -> dict[str, Any]:
+    """The object of a line.  Raises ValueError or TypeError if it holds none."""
+    try:
+        item = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_object)
+    except RecursionError:
+        raise ValueError("a JSON value that is nested too deep") from None
+    if not isinstance(item, dict):
+        raise TypeError(f"expected a JSON object, got {type(item).__name__}")
+    return item
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    item = dict(pairs)
+    if len(item) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the field {twice!r} is there twice")
+    return item
+
+
+def content_of(item: dict[str, Any], *heeded: str) -> dict[str, Any]:
+    """The content of a line that is a document: its ``text``, ``image`` and ``video``.
+
+    Other fields (``_id``, ``title``) are the caller's own, those ``heeded`` among them.
+
+    Raises:
+        ValueError: there is none of the three, or a field that looks like a misspelt one, is
+            another program's name for one, or would change how a picture is read.
+    """
+    for kind in (*KINDS, *heeded):
+        # one letter is wrong, or a short name lacks one
+        near = get_close_matches(kind, map(str.lower, item), cutoff=max(0.8, 1 - 1 / len(kind)))
+        wrong = [field for field in item if field.lower() in near and item[field]]
+        if wrong and kind not in item:
+            raise ValueError(
+                f"the field {wrong[0]!r} would not be heeded, and looks like {kind!r} misspelt; "
+                "write it so, or rename it"
+            )
+    for field, kind in OTHER_NAMES.items():
+        given = item.get(field)  # a link is the caller's own, a picture is not
+        is_picture = isinstance(given, dict) or str(given)[:5].lower() == "data:"
+        if is_picture and kind not in item:
+            raise ValueError(f"the field {field!r} would not be heeded; call it {kind!r}")
+    content: dict[str, Any] = {kind: item[kind] for kind in KINDS if kind in item}
+    for field in SIZED:
+        if item.get(field) and (content.get("image") or content.get("video")):
+            raise ValueError(
+                f"the field {field!r} would not be heeded: pictures are sized and sampled as "
+                "published, within the limits of pyrerank.Media; leave it out"
+            )
+    if not content:
+        raise ValueError("a document needs a 'text', an 'image' or a 'video'")
+    return content
+
+
+def _check_id(value: object) -> str | int:
+    return value if isinstance(value, int) else check_text("id", value)
+
+
+def _chunks(lines: Iterable[Line]) -> Iterator[list[Line]]:
+    chunk: list[Line] = []
+    size = 0
+    for line in lines:
+        chunk.append(line)
+        documents = line.item.get("documents")
+        size += max(1, len(documents)) if isinstance(documents, list) else 1
+        if size >= CHUNK:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk

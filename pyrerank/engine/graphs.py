@@ -1,0 +1,232 @@
+"""Whole-forward graphs: a pass is captured once a bucket, and replayed with other inputs.
+
+A bucket is a number of packed tokens T, a number of sequences S and a number of keys K, with
+pictures or without.  A batch is padded to the smallest bucket that holds it: the spare rows are one
+more sequence, which no result looks at.  Inputs, features of pictures among them, are copied into
+static buffers; lengths, which attention on an NPU takes from the host, are replaced in the captured
+graph by ``NPUGraph.update``.
+
+Sequences share prefixes within a pass: K keys are gathered whether or not they are shared, so that
+a bucket needs one graph.  Nothing is left for the next pass, whose first prompt computes all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from pyrerank.devices.attention import FusedInfer
+from pyrerank.devices.select import reserve, runtime
+from pyrerank.engine.batch import MAX_SEQUENCES, SHARED_PER_TOKEN, Batch, pad
+from pyrerank.engine.features import Features
+
+# Tokens of the buckets grow by a quarter of a power of two: 128, 160, 192, 224, 256, 320, ...
+# Of a bucket's rows at most a fifth is padding, but for a batch of less than 128 tokens.
+SMALLEST = 128
+STEPS = 4
+# S = T / 16: what a prompt computes behind a shared prefix is rarely shorter.  More would cost: the
+# last layer computes a row for each.
+TOKENS_PER_SEQUENCE = 16
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Room for ``tokens`` rows in ``sequences`` prompts; ``vision``: any number of the rows are of
+    pictures."""
+
+    tokens: int
+    sequences: int
+    vision: bool = False
+
+    def holds(self, batch: Batch) -> bool:
+        return (
+            self.tokens >= batch.tokens
+            and self.sequences >= len(batch.lengths)
+            and SHARED_PER_TOKEN * self.tokens >= batch.shared
+            and self.vision == (batch.features is not None)
+        )
+
+    def pad(self, batch: Batch) -> Batch:
+        """A batch that it holds, or one without its features, with all of its rows."""
+        return pad(batch, self.tokens, self.sequences, self.keys)
+
+    @property
+    def keys(self) -> int:
+        """As many as the prompts may have, and one for each that is missing."""
+        return (1 + SHARED_PER_TOKEN) * self.tokens + self.sequences
+
+
+class GraphError(RuntimeError):
+    """A pass that could not be captured or replayed."""
+
+
+def buckets(token_budget: int) -> list[Bucket]:
+    """All buckets for passes of at most ``token_budget`` tokens, smallest first."""
+    sizes = [SMALLEST]
+    while sizes[-1] < token_budget:
+        power = 1 << (sizes[-1].bit_length() - 1)
+        sizes.append(sizes[-1] + power // STEPS)
+    most = MAX_SEQUENCES - 1  # and the padding
+    return [Bucket(size, min(size // TOKENS_PER_SEQUENCE, most)) for size in sizes]
+
+
+class Graphs:
+    """The captured passes of one engine.
+
+    Args:
+        forward: from a batch on the device to its results, a row a sequence; ``prune``: whether
+            the last layer computes last tokens only.
+        device: an NPU or a CUDA device.
+        token_budget: most tokens of a pass; bounds the number of buckets.
+        updated: attention operators whose lengths are updated on the host, one a layer, or 0.
+        workspace: bytes that the largest pass needs; all graphs share them.
+        features: of a model that reads pictures.
+
+    Attributes:
+        captures: passes captured so far.
+        replays: passes replayed so far.
+
+    Raises:
+        GraphError: the device has no streams or memory left for graphs.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[..., torch.Tensor],
+        device: torch.device,
+        token_budget: int,
+        updated: int,
+        workspace: int,
+        features: Features | None,
+    ) -> None:
+        self.captures = self.replays = 0
+        self.buckets = buckets(token_budget)
+        self._forward = forward
+        self._device = device
+        self._updated = updated
+        self._workspace = workspace
+        self._module = runtime(device)
+        self._graphs: dict[tuple[Bucket, bool], tuple[Any, torch.Tensor]] = {}
+        largest = self.buckets[-1]
+        # of which T only with pictures
+        size = 5 * largest.tokens + 2 * (largest.sequences + 2) + largest.keys
+        self._features: torch.Tensor | None = None
+        try:
+            with self._module.device(device):
+                self._inputs = torch.zeros(size, dtype=torch.int32, device=device)
+                if features is not None:
+                    self._features = features.zeros(largest.tokens)
+                    self.buckets += [replace(bucket, vision=True) for bucket in self.buckets]
+                self._pool = self._module.graph_pool_handle()
+                self._stream = self._module.Stream()
+                self._update_stream = self._module.Stream()
+        except RuntimeError as error:
+            raise GraphError(f"no stream or no memory for graphs: {error}") from error
+
+    def bucket(self, batch: Batch) -> Bucket | None:
+        """The smallest bucket that holds the batch, or None."""
+        return next((bucket for bucket in self.buckets if bucket.holds(batch)), None)
+
+    def warmup(self, *, prune: bool) -> None:
+        """Captures every bucket, the largest first, so that the others fit in its memory."""
+        for bucket in reversed(self.buckets):
+            self._captured(bucket, prune)
+
+    def run(self, batch: Batch, *, prune: bool) -> torch.Tensor | None:
+        """Replays the pass for a batch on the host; None if no bucket holds it.
+
+        Returns:
+            The first B rows of results, on the device, valid until the next call.
+
+        Raises:
+            GraphError: no graph of this process can be trusted to replay any more.
+        """
+        bucket = self.bucket(batch)
+        if bucket is None:
+            return None
+        graph, out = self._captured(bucket, prune)
+        padded = bucket.pad(batch)
+        # what a replay that never ran would leave is no score
+        out.fill_(torch.nan)
+        self._inputs[: len(padded.data)].copy_(padded.data.pin_memory(), non_blocking=True)
+        if batch.features is not None and self._features is not None:
+            static = self._features[:, : bucket.tokens]
+            rows = batch.features.shape[1]
+            static[:, :rows].copy_(batch.features)
+            static[:, rows:].copy_(batch.features[:, :1])  # as `pad` repeats the index
+        try:
+            if self._updated:
+                updates = [FusedInfer.lengths(padded.lengths, padded.kv_lengths)] * self._updated
+                if prune:
+                    last = [1] * len(padded.lengths)
+                    updates[-1] = FusedInfer.lengths(last, padded.kv_lengths)
+                # exactly once a replay, which waits for it
+                graph.update(cpu_update_input=updates)
+            graph.replay()
+        except RuntimeError as error:
+            # an update that torch_npu did not finish blocks all that follow
+            raise GraphError(f"bucket of {bucket.tokens} tokens: {error}") from error
+        self.replays += 1
+        return out[: len(batch.lengths)]
+
+    def _captured(self, bucket: Bucket, prune: bool) -> tuple[Any, torch.Tensor]:
+        key = bucket, prune
+        if key not in self._graphs:
+            with self._module.device(self._device):
+                self._graphs[key] = self._capture(bucket, prune)
+            self.captures += 1
+        return self._graphs[key]
+
+    def _capture(self, bucket: Bucket, prune: bool) -> tuple[Any, torch.Tensor]:
+        # one token: cu_seqlens is [0, 1], the index of a batch with pictures [0]
+        token = torch.tensor([0, 0, 0, 0, 0, 1] + [0] * bucket.vision, dtype=torch.int32)
+        host = bucket.pad(Batch(token, [1]))
+        features = None
+        if bucket.vision and self._features is not None:
+            features = self._features[:, : bucket.tokens]
+        static = replace(host, data=self._inputs[: len(host.data)], features=features)
+        try:
+            static.data.copy_(host.data)
+            if not self._graphs:
+                # what operators set up at their first use, no graph may hold
+                reserve(self._device, self._workspace)
+                self._forward(static, prune=prune)
+            self._module.synchronize()
+            self._module.empty_cache()  # a graph's memory is its own: leave it what there is
+            graph, out = self._record(static, prune)
+        except (RuntimeError, AttributeError) as error:  # the latter: an older torch_npu
+            # what went wrong first says more than that the capture could not end
+            cause = error.__context__ or error
+            raise GraphError(f"bucket of {bucket.tokens} tokens: {cause}") from error
+        return graph, out
+
+    def _record(self, static: Batch, prune: bool) -> tuple[Any, torch.Tensor]:
+        dispatch: Any = nullcontext()
+        if self._device.type == "npu":
+            graph = self._module.NPUGraph()
+            graph.auto_dispatch_capture = bool(self._updated)
+            if self._updated:
+                dispatch = graph.graph_dispatch_mode
+                dispatch.update_stream = self._update_stream  # torch_npu's own is of another device
+        else:
+            graph = self._module.CUDAGraph()  # cuda only
+        # not `torch.npu.graph`: when ending a capture fails, that leaves its stream and its
+        # dispatch mode behind
+        with self._module.stream(self._stream), dispatch:
+            graph.capture_begin(pool=self._pool)
+            try:
+                if not self._graphs:
+                    reserve(self._device, self._workspace)
+                out = self._forward(static, prune=prune)
+            finally:
+                graph.capture_end()
+        if self._updated and len(dispatch.graph_dispatch_records) != self._updated:
+            raise RuntimeError(
+                f"torch_npu can update {len(dispatch.graph_dispatch_records)} of "
+                f"{self._updated} attention calls; this torch_npu is too old for graphs"
+            )
+        return graph, out

@@ -1,0 +1,87 @@
+"""What the module-level functions hold between calls: one engine that scores, one that embeds.
+
+Two, because a program that retrieves with an embedder and sorts with a reranker would load both
+models again at each step if there were one.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from pyrerank.devices.select import check_process, forked, resolve, resolve_dtype
+from pyrerank.engine.engine import Engine
+from pyrerank.weights.find import find_folder
+
+E = TypeVar("E", bound=Engine[Any, Any])
+
+FILES = ("*.json", "*.jinja", "*.safetensors", "*/*.json", "*/*.safetensors")  # that loading reads
+
+
+class Loaded(Generic[E]):
+    """The engine of the last call, for the next one that asks for the same.
+
+    Args:
+        make: loads an engine from a folder; takes ``device`` and ``dtype``.
+    """
+
+    def __init__(self, make: Callable[..., E]) -> None:
+        self._make = make
+        # One thread may take it twice: reading a picture may call a function of the caller's.
+        self._lock = threading.RLock()
+        self._engine: E | None = None
+        self._key: object = None
+
+    @contextmanager
+    def engine(
+        self,
+        model: str | os.PathLike[str],
+        device: str | torch.device | None,
+        dtype: str | torch.dtype | None,
+        max_tokens: int | None,
+    ) -> Iterator[E]:
+        """The engine for ``model``, for one call: calls of other threads wait until it ends.
+
+        Loads where another checkpoint, device or dtype was asked for last, and where the files of
+        the checkpoint have changed; the engine before is closed first.
+
+        Raises: as `pyrerank.Reranker`.
+        """
+        check_process()
+        with self._lock:
+            on = resolve(device)
+            chosen = resolve_dtype(dtype, on)
+            folder = find_folder(model).resolve()
+            key = folder, _files(folder), on, chosen
+            if key != self._key or self._engine is None:
+                self.close()
+                self._engine = self._make(folder, device=on, dtype=chosen)
+                self._key = key
+            self._engine.max_tokens = max_tokens
+            yield self._engine
+
+    def close(self) -> None:
+        """Lets go of the engine; in a forked process, whose parent has it, does nothing."""
+        if forked():
+            return
+        with self._lock:
+            if self._engine is not None:
+                self._engine.close()
+            self._engine = self._key = None
+
+
+def _files(folder: Path) -> list[tuple[str, int, int, int]]:
+    """Names and identities of a checkpoint's files: other ones are another checkpoint."""
+    found = []
+    for pattern in FILES:
+        for file in sorted(folder.glob(pattern)):
+            status = file.stat()
+            identity = status.st_ino, status.st_size, status.st_mtime_ns
+            found.append((str(file), *identity))
+    return found

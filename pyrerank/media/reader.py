@@ -1,0 +1,202 @@
+"""Media: from what a caller passed as a content to its text, images and videos.
+
+Knows the forms in which people pass them; `pyrerank.media.images` and `pyrerank.media.video` know
+pixels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pyrerank.media.images import Image, Media, is_picture, kind_of_name, read_image, shown
+from pyrerank.media.video import Video, read_video
+
+KINDS = ("text", "image_url", "image", "video_url", "video")  # of parts
+# The details of OpenAI's image_url that ask for what is done anyway: the published sizes.
+DETAILS = ("auto", "high")
+# A whole data: URI of a picture or a video.  Base64 may be broken into lines; markup (SVG) and the
+# start of a URI without its data count, too.
+DATA_URI = re.compile(
+    r"\s*data:(image|video)/[^\s,]*"
+    r"(?:;base64,[A-Za-z0-9+/=%_\-\r\n\t]*+|,(?:<|%3C).*+|,\S*+|)\s*",
+    re.IGNORECASE | re.DOTALL,
+)
+
+__all__ = ["Content", "Image", "Media", "Reader", "Video", "is_parts"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a query or a document holds, in the order in which a prompt shows it.
+
+    text: the texts joined with nothing between; None where there is no text part at all.
+    """
+
+    videos: tuple[Video, ...] = ()
+    images: tuple[Image, ...] = ()
+    text: str | None = None
+
+    @property
+    def visuals(self) -> tuple[Video | Image, ...]:
+        """Videos and images, in the order of the prompt."""
+        return (*self.videos, *self.images)
+
+
+class Reader:
+    """Reads the contents of one call; a picture that comes again is decoded once.
+
+    A content: a str, the text; or a dict with "text", "image" and "video", each one value, a list
+        of values, or None; or a list of OpenAI's parts: {"type": "text", "text": ...}, "image_url"
+        and "video_url" with {"url": ...}, "image" and "video" with any form below. A dict whose
+        values are all None has no part, which a prompt shows as the text NULL.
+    An image: a path, a data:, file: or http(s) URI (str), a Path, bytes, a PIL.Image, or a numpy
+        array uint8 [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (grey, RGB, RGBA).
+    A video: the same but for PIL and numpy, as a file of any format that PyAV decodes; or a list
+        of images of one size, its frames, taken at 2 a second. A list under "video" that starts
+        with an image is one video, otherwise it is a list of videos.
+
+    A file is sampled at 1 frame a second, from 4 frames (where it has them) to
+    ``media.max_video_frames``, evenly, an even number; of a longer list that many are taken evenly.
+    """
+
+    def __init__(self, media: Media | None = None) -> None:
+        if media is not None and not isinstance(media, Media):
+            raise TypeError(f"media must be a pyrerank.Media or None, got {type(media).__name__}")
+        self._media = Media() if media is None else media
+        # what was read, by how it was given; the values are kept so that no other gets their id
+        self._read: dict[object, tuple[object, Any]] = {}
+
+    def read(self, value: object, name: str, vision: bool = False) -> Content:
+        """Reads a content; ``name`` (``documents[3]``, ``line 7``) is for the messages.
+
+        ``vision`` says that the model sees pictures: then a str that is nothing but the path or URI
+        of a picture or a video is refused, as a data: URI of one always is, and not read as text.
+
+        Raises:
+            TypeError: a value of another type.
+            ValueError: an unknown key or kind of part; an empty list or dict, and no other part; a
+                str that is or names a picture; a file or URL that cannot be read or decoded, an
+                empty, oversized or extremely narrow picture, frames of different sizes; a URL
+                without ``media.fetch``. (Text is not checked for lone surrogates.)
+            ImportError: a video file, and PyAV is not installed.
+        """
+        if isinstance(value, str):
+            _check_is_text(value, name, vision, self._media.files)
+            return Content(text=str(value))  # numpy has a str of its own
+        if isinstance(value, dict):
+            parts = _dict_parts(value, name)
+        elif isinstance(value, (list, tuple)):
+            parts = [_part(part, f"{name}, part[{i}]") for i, part in enumerate(value)]
+        else:
+            raise TypeError(
+                f"{name} must be a str, a dict with 'text', 'image' or 'video', or a list of "
+                f"parts, got {type(value).__name__}; wrap a picture: {{'image': ...}}"
+            )
+        if not parts and not (isinstance(value, dict) and value and _all_none(value)):
+            raise ValueError(
+                f"{name} is {shown(value)}, a content without any part; give a text, an image or a "
+                "video, or leave it out"
+            )
+        texts, images, videos = [], [], []
+        for kind, part, where in parts:
+            if kind == "video":
+                videos.append(self._once(read_video, part, where))
+            elif kind == "image":
+                images.append(self._once(read_image, part, where))
+            elif isinstance(part, str):
+                texts.append(str(part))
+            else:
+                raise TypeError(f"{where} must be str, got {type(part).__name__}")
+        return Content(tuple(videos), tuple(images), "".join(texts) if texts else None)
+
+    def _once(self, read: Callable[[object, str, Media], T], value: object, name: str) -> T:
+        by_value = isinstance(value, (str, bytes, Path))
+        key = (read, value if by_value else id(value))
+        if key not in self._read:
+            self._media.check_wanted(name)
+            self._read[key] = value, read(value, name, self._media)
+        result: T = self._read[key][1]
+        return result
+
+
+def is_parts(value: object) -> bool:
+    """Whether a list is one content, in OpenAI's parts, and not a list of contents."""
+    return isinstance(value, (list, tuple)) and any(
+        isinstance(part, dict) and "type" in part for part in value
+    )
+
+
+def _all_none(value: dict[Any, Any]) -> bool:
+    return all(given is None for given in value.values())
+
+
+def _check_is_text(value: str, name: str, vision: bool, files: bool) -> None:
+    """Raises ValueError for a str that is a picture or a video, or only names one."""
+    found = DATA_URI.fullmatch(value)
+    if found:
+        kind, what = found[1].lower(), "a data: URI"
+    elif vision and (named := kind_of_name(value.strip(), files)):
+        kind, what = named, "a path or URI"
+    else:
+        return
+    raise ValueError(
+        f"{name} is {what} of {'an image' if kind == 'image' else 'a video'} as a bare string, "
+        f"which would be read as text: {shown(value)}; give {{'{kind}': ...}}, or {{'text': ...}} "
+        "if its characters are meant"
+    )
+
+
+Part = tuple[str, object, str]  # "text", "image" or "video"; its value; its name for messages
+
+
+def _dict_parts(value: dict[Any, Any], name: str) -> list[Part]:
+    if "type" in value:
+        raise ValueError(f"{name} is a part by itself; wrap parts in a list: [{{'type': ...}}]")
+    _check_keys(value, {"text", "image", "video"}, name)
+    parts = []
+    for kind, given in value.items():
+        several = isinstance(given, (list, tuple))
+        if kind == "video" and several and given:
+            several = not is_picture(given[0])
+        if several:
+            parts += [(kind, part, f"{name}, {kind}[{i}]") for i, part in enumerate(given)]
+        elif given is not None:
+            parts.append((kind, given, f"{name}, {kind}"))
+    return parts
+
+
+def _part(part: object, name: str) -> Part:
+    if not isinstance(part, dict):
+        raise TypeError(f"{name} must be a dict with a 'type', got {type(part).__name__}")
+    kind = part.get("type")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ValueError(f"{name} is of type {shown(kind)}; known: {', '.join(KINDS)}")
+    _check_keys(part, {"type", kind}, name)
+    if kind not in part:
+        raise ValueError(f"{name} is of type {kind!r} and has no {kind!r}")
+    value = part[kind]
+    if kind.endswith("_url"):
+        if isinstance(value, dict):
+            _check_keys(value, {"url", "detail"}, name)
+            detail = value.get("detail")
+            if detail is not None and not (isinstance(detail, str) and detail in DETAILS):
+                raise ValueError(
+                    f"{name}: 'detail' must be 'auto' or 'high', got {shown(detail)}; the sizes of "
+                    "pictures are those of pyrerank.Media"
+                )
+            value = value.get("url")
+        if not isinstance(value, str):
+            raise TypeError(f"{name}: the URL must be str, got {type(value).__name__}")
+    return kind.removesuffix("_url"), value, name
+
+
+def _check_keys(value: dict[Any, Any], known: set[str], name: str) -> None:
+    for key in value:
+        if key not in known:
+            raise ValueError(f"{name} has an unknown key {shown(key)}; known: {sorted(known)}")

@@ -1,0 +1,209 @@
+"""Video: from a file or a list of frames to resized frames and their times.
+
+Sampling and resizing are the published reference's (see `pyrerank.media.images`). PyAV, the extra
+``video``, is imported where a file is decoded; a list of frames needs none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from pyrerank.media.images import (
+    SIDE,
+    Media,
+    Pixels,
+    check_size,
+    digest_of,
+    fitting_size,
+    open_source,
+    resized_image,
+)
+
+# Of the published reference.
+# A frame of a list is first resized as an image, of at most so many squares with such sides: the
+# reference takes the side of a token for the side of a patch, and doubles it once more.
+LIST_SQUARES, LIST_SIDE = 16384, 2 * SIDE
+FRAME_PIXELS = 128 * SIDE**2, 768 * SIDE**2  # least and most of a frame
+# Most pixels of a video, two frames counting once.  The reference's scripts hand this limit on with
+# a list of frames only.  Without it, 64 frames of a file have up to 24,576 tokens, which no prompt
+# takes; so it holds for files, too.
+VIDEO_PIXELS = 7680 * SIDE**2
+LIST_RATE = 2.0  # frames a second of a list of frames
+FILE_RATE = 1.0  # frames a second sampled from a file
+MIN_FILE_FRAMES = 4
+
+
+@dataclass(frozen=True)
+class Video:
+    """Resized frames and their times; videos with equal frames and times are equal.
+
+    frames: uint8 [F, height, width, 3], RGB, F even, both sides multiples of 32.
+    seconds: F / 2 mean times of the pairs of frames.
+    digest: 16 bytes that name the shape and pixels of the frames.
+    """
+
+    frames: Pixels = field(compare=False, repr=False)
+    seconds: tuple[float, ...]
+    digest: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "digest", digest_of(self.frames))
+
+    @property
+    def key(self) -> bytes:
+        """As `Image.key`: the frames and their times."""
+        return self.digest + repr(self.seconds).encode()
+
+    @property
+    def runs(self) -> int:
+        """As `Image.runs`: one a pair of frames."""
+        return len(self.seconds)
+
+
+def read_video(value: object, name: str, media: Media) -> Video:
+    """A video in any form, resized; see `pyrerank.media.reader.Reader`."""
+    if isinstance(value, (list, tuple)):
+        return _from_list(value, name, media)
+    file = open_source(value, name, media)
+    if file is None:
+        raise TypeError(
+            f"{name} must be a path, a URI, bytes or a list of frames, got {type(value).__name__}"
+        )
+    with file:
+        return _from_file(file, name, media)
+
+
+def _from_list(frames: Sequence[object], name: str, media: Media) -> Video:
+    if not frames:
+        raise ValueError(f"{name} has no frames")
+    picked = list(range(len(frames)))
+    if len(frames) > media.max_video_frames:
+        picked = np.linspace(0, len(frames) - 1, media.max_video_frames, dtype=int).tolist()
+    images = (
+        (i, resized_image(frames[i], f"{name}, frame[{i}]", media, LIST_SQUARES, LIST_SIDE))
+        for i in picked
+    )
+    count = len(picked) + len(picked) % 2
+    seconds = _pair_means([i / LIST_RATE for i in range(count)])
+    return Video(_stack(images, count, name), seconds)
+
+
+def _from_file(file: BinaryIO, name: str, media: Media) -> Video:
+    try:
+        import av
+    except ImportError:
+        raise ImportError(
+            f"{name} is a video file, and decoding one needs PyAV: pip install 'pyrerank[video]'"
+        ) from None
+    try:
+        total, rate = _scan(file, name)
+        picked = _sample(total, rate, media.max_video_frames)
+        frames = _stack(_decode(file, picked, name, media), len(picked), name)
+    except av.FFmpegError as error:
+        raise ValueError(f"{name} cannot be decoded: {error.strerror}") from error
+    return Video(frames, _pair_means([i / rate for i in picked]))
+
+
+def _scan(file: BinaryIO, name: str) -> tuple[int, float]:
+    """How many frames a file has, and how many a second."""
+    with _container(file) as container:
+        if not container.streams.video:
+            raise ValueError(f"{name} has no video in it")
+        stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise ValueError(f"{name} is coded in a way that this build of PyAV cannot decode")
+        check_size(stream.height, stream.width, name)
+        total = 0
+        for packet in container.demux(stream):
+            if packet.is_corrupt:
+                raise ValueError(f"{name} is truncated or damaged")
+            total += packet.size > 0
+        rate = float(stream.average_rate or stream.guessed_rate or 0)
+    if not total or not rate:
+        raise ValueError(f"{name} has no frames, or does not say how many a second")
+    return total, rate
+
+
+def _container(file: BinaryIO) -> Any:
+    """FFmpeg's reader of a file from its start, which opens no other file: no playlists."""
+    import av
+
+    file.seek(0)
+    return av.open(file, options={"protocol_whitelist": "none"}, metadata_errors="replace")
+
+
+def _sample(total: int, rate: float, most: int) -> list[int]:
+    """Indices of the frames to take, an even number of at most ``most``."""
+    count = min(max(total / rate * FILE_RATE, MIN_FILE_FRAMES), most, total)
+    if count < 2:
+        return [0, 0]
+    indices = torch.linspace(0, total - 1, math.floor(count / 2) * 2).round().long().tolist()
+    return list(indices)
+
+
+def _decode(
+    file: BinaryIO, picked: list[int], name: str, media: Media
+) -> Iterator[tuple[int, Pixels]]:
+    """The frames of the given ascending indices, upright."""
+    wanted = iter(picked)
+    index = next(wanted)
+    with _container(file) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        for i, frame in enumerate(container.decode(stream)):
+            media.check_wanted(name)
+            if frame.is_corrupt:
+                raise ValueError(f"{name} is damaged at frame {i}")
+            while i == index:
+                check_size(frame.height, frame.width, name)
+                pixels = frame.to_ndarray(format="rgb24")
+                yield i, np.rot90(pixels, round(frame.rotation / 90))
+                index = next(wanted, -1)
+            if index < 0:
+                return
+    raise ValueError(f"{name} is truncated: frame {index} is missing")
+
+
+def _stack(frames: Iterator[tuple[int, Pixels]], count: int, name: str) -> Pixels:
+    """Frames resized to the size that a video of ``count`` frames allows, the last one repeated
+    where there are fewer.
+    """
+    least, most = FRAME_PIXELS
+    most_here = max(min(most, VIDEO_PIXELS / count * 2), int(least * 1.05))
+    shape, resized = None, []
+    for i, frame in frames:
+        if shape is None:
+            shape = frame.shape
+            # of a list: after the first resizing, which may have made a strip narrower still
+            check_size(shape[0], shape[1], f"{name}, frame[{i}] as resized,")
+            size = fitting_size(shape[0], shape[1], least, most_here)
+        elif frame.shape != shape:
+            raise ValueError(
+                f"{name}: frames must have one size; frame[{i}] becomes {frame.shape[1]} x "
+                f"{frame.shape[0]} pixels, the first one {shape[1]} x {shape[0]}"
+            )
+        resized.append(_resized_frame(frame, size))
+    resized += resized[-1:] * (count - len(resized))
+    return np.stack(resized)
+
+
+def _resized_frame(frame: Pixels, size: tuple[int, int]) -> Pixels:
+    if frame.shape[:2] == size:
+        return frame
+    channels = torch.from_numpy(frame.copy()).permute(2, 0, 1)[None].float()
+    resized = F.interpolate(channels, size, mode="bicubic", antialias=True)
+    rounded = resized[0].permute(1, 2, 0).round().clamp(0, 255)
+    return rounded.to(torch.uint8).numpy()
+
+
+def _pair_means(seconds: list[float]) -> tuple[float, ...]:
+    return tuple(
+        (first + second) / 2 for first, second in zip(seconds[::2], seconds[1::2], strict=True)
+    )

@@ -1,0 +1,311 @@
+"""The Qwen3 decoder, prefill only, over packed sequences.
+
+Module and parameter names are those of the published checkpoints, but for the matrices that read
+the same input, which are stored as one.  No vocabulary head and no final norm: `Decoder` ends
+with the hidden states of last tokens; the fused kernels of `pyrerank.kernels.ops` go on from there.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from pyrerank.devices.attention import DENSE_ROWS, Attend, dense, gathers
+from pyrerank.engine.batch import SHARED_PER_TOKEN, Batch, Prefix
+from pyrerank.kernels import host as cpu
+from pyrerank.kernels import ops
+from pyrerank.model.layers import Linear, add_rms_norm, linear, norm_rotate, swiglu
+from pyrerank.weights.checkpoint import Checkpoint, DecoderConfig
+
+
+class RMSNorm(nn.Module):
+    """Weight and eps of a norm."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size))
+        self.eps = eps
+
+    def forward(
+        self, x: torch.Tensor, delta: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """x + delta, or x, and its norm."""
+        return add_rms_norm(x, delta, self.weight, self.eps)
+
+    def rotate(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """The norm of each head, rotated; may overwrite x."""
+        return norm_rotate(x, self.weight, self.eps, cos, sin)
+
+
+class Merged(nn.Module):
+    """Linear layers of one input as one matrix, their rows one after the other.
+
+    Attributes:
+        parts: published name of each layer and its number of rows.
+    """
+
+    def __init__(self, size: int, **parts: int) -> None:
+        super().__init__()
+        self.parts = parts
+        self.weight = nn.Parameter(torch.empty(sum(parts.values()), size))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return linear(x, self.weight)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with RMSNorm on each head's query and key, and rotary positions."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        hidden, self.head_dim = config.hidden_size, config.head_dim
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        self.qkv_proj = Merged(hidden, q_proj=queries, k_proj=keys, v_proj=keys)
+        self.o_proj = Linear(queries, hidden, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        batch: Batch,
+        attend: Attend,
+        prefix: Prefix,
+        rows: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Attention's contribution to ``rows`` of x, or to all."""
+        if rows is None:
+            qkv = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim))
+            q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
+            del qkv
+            q = self.q_norm.rotate(q, cos, sin)
+        else:
+            queries = self.heads * self.head_dim
+            of_q, of_kv = self.qkv_proj.weight.tensor_split([queries])
+            kv = linear(x, of_kv).unflatten(-1, (-1, self.head_dim))
+            k, v = kv.chunk(2, dim=1)
+            del kv
+            q = linear(x.index_select(0, rows), of_q).unflatten(-1, (-1, self.head_dim))
+            cos_q, sin_q = cos.index_select(0, rows), sin.index_select(0, rows)
+            q = self.q_norm.rotate(q, cos_q, sin_q)
+        k = self.k_norm.rotate(k, cos, sin)
+        k, v = prefix.extend(k, v.contiguous())
+        out: torch.Tensor = self.o_proj(attend(q, k, v, batch).flatten(1))
+        return out
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, hidden: int, intermediate: int) -> None:
+        super().__init__()
+        self.gate_up_proj = Merged(hidden, gate_proj=intermediate, up_proj=intermediate)
+        self.down_proj = Linear(intermediate, hidden, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.down_proj(swiglu(self.gate_up_proj(x)))
+        return out
+
+
+class Layer(nn.Module):
+    """Attention and MLP, each with the norm before it; `Decoder.forward` runs them."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config.hidden_size, config.intermediate_size)
+
+
+class Decoder(nn.Module):
+    """Embedding, layers, and the weight of the final norm, which the fused tail applies.
+
+    Attributes:
+        norm: weight [hidden_size] and eps of the final norm.
+        inv_freq: float32 [head_dim / 2], angle per position of each rotated pair.
+        axes: int32 [head_dim / 2], by which of the three positions each pair is rotated.
+    """
+
+    inv_freq: torch.Tensor
+    axes: torch.Tensor
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        # not nn.Embedding(...), which imports the compiler to fill what has no memory
+        table = torch.empty(config.vocab_size, config.hidden_size)
+        self.embed_tokens = nn.Embedding.from_pretrained(table)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.register_buffer("inv_freq", None, persistent=False)
+        self.register_buffer("axes", None, persistent=False)
+        self._config = config
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Decoder:
+        """Builds the decoder around the checkpoint's tensors, each brought to ``device`` as it is
+        read.  Raises `CheckpointError` if a tensor is missing, extra or misshapen."""
+        config = checkpoint.config
+        with torch.device("meta"):
+            decoder = cls(config)
+        parts = decoder._parts()
+        shapes = {name: shape for stored in parts.values() for name, shape in stored.items()}
+        read = checkpoint.decoder_weights(shapes, dtype=dtype)
+        weights = {name: read(*stored).to(device) for name, stored in parts.items()}
+        decoder.load_state_dict(weights, assign=True)
+        exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+        decoder.inv_freq = (1.0 / config.rope_theta**exponent).to(device)
+        decoder.axes = interleaved_axes(config.mrope_section).to(device)
+        return decoder.requires_grad_(False)
+
+    def _parts(self) -> dict[str, dict[str, torch.Size]]:
+        """Our parameter -> published name and shape of each that it is made of, from the top."""
+        parts = {}
+        for name, parameter in self.named_parameters():
+            module, _, kind = name.rpartition(".")
+            merged = self.get_submodule(module)
+            parts[name] = {name: parameter.shape}
+            if isinstance(merged, Merged):
+                owner = module.rpartition(".")[0]
+                parts[name] = {
+                    f"{owner}.{part}.{kind}": torch.Size((rows, *parameter.shape[1:]))
+                    for part, rows in merged.parts.items()
+                }
+        return parts
+
+    def _layers(self) -> Iterator[Layer]:
+        return iter(self.layers)  # type: ignore[arg-type]  # a ModuleList knows no types
+
+    def activation_bytes(self, tokens: int, attend: Attend) -> int:
+        """Device memory of a pass over ``tokens`` rows, besides the weights.
+
+        At most, in the MLP, x, normed, gate and up, and their product are there, with cos and sin:
+        2 hidden_size + 3 intermediate_size + 2 head_dim numbers a token; or in attention, x,
+        normed, query, result, keys and values, where they are gathered once more for each sequence
+        that shares them.  Two fifths more fill the gaps between tensors of different sizes:
+        measured for the shapes of the published models.  `dense` attention has its scores besides.
+        """
+        config = self._config
+        queries = config.num_attention_heads * config.head_dim
+        keys = config.num_key_value_heads * config.head_dim
+        copies = 2 + SHARED_PER_TOKEN if gathers(attend) else 1
+        most = max(3 * config.intermediate_size, 2 * queries + 2 * keys * copies)
+        numbers = (2 * config.hidden_size + most + 2 * config.head_dim) * 7 // 5
+        if attend is dense:
+            numbers += 3 * config.num_attention_heads * DENSE_ROWS
+        return tokens * numbers * self.embed_tokens.weight.element_size()
+
+    def forward(
+        self,
+        batch: Batch,
+        attend: Attend,
+        prefix: Prefix,
+        *,
+        prune: bool,
+        every_token: bool = False,
+    ) -> torch.Tensor:
+        """Hidden states [B, hidden_size] of the sequences' last tokens, before the final norm; or,
+        with ``every_token``, [T, hidden_size] of all, for which ``prune`` must be off.
+        They have the dtype of the weights, or float32 where the kernels of csrc/cpu run.
+
+        The features of pictures take the place of vision tokens' embeddings, and DeepStack features
+        are added to the same rows after each of the first layers.  A row of ``batch.index`` may
+        come twice, with the same features.
+
+        Args:
+            batch: the tokens, on the decoder's device.
+            attend: see `pyrerank.devices.attention`.
+            prefix: keys and values that came before, and where those for the next pass go.
+            prune: whether the last layer computes queries and MLP for last tokens only.
+        """
+        x = self.embed_tokens(batch.ids)
+        last = batch.cu_seqlens[1:] - 1
+        index = batch.index
+        levels: list[torch.Tensor] = []
+        if batch.features is not None:
+            index = index.long()
+            features, *levels = batch.features.unbind()
+            x.index_copy_(0, index, features)
+        # (tokens, head_dim / 2)
+        angle = batch.positions.float().index_select(0, self.axes).T * self.inv_freq
+        angle = torch.cat((angle, angle), -1)[:, None]  # (tokens, 1, head_dim)
+        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+        del angle
+        if cpu.runs(x):
+            x = x.float()  # of the sum of all layers 16 bits would lose a part in each
+        # The sum of x and delta is the hidden state: each addition goes with the norm after it.
+        # Names are dropped when their tensors are no longer needed, which bounds the memory.
+        delta = None
+        for number, layer in enumerate(self._layers()):
+            x, normed = layer.input_layernorm(x, delta)
+            del delta
+            rows = None
+            if prune and number == len(self.layers) - 1:
+                rows, batch = last, batch.last_tokens()
+                x = x.index_select(0, rows)
+            delta = layer.self_attn(normed, cos, sin, batch, attend, prefix, rows)
+            x, normed = layer.post_attention_layernorm(x, delta)
+            del delta
+            delta = layer.mlp(normed)
+            del normed
+            if number < len(levels) and rows is None:
+                # not index_add_, which would add twice to a row that comes twice
+                delta.index_copy_(0, index, delta.index_select(0, index).add_(levels[number]))
+        x = x if delta is None else x + delta
+        return x if prune or every_token else ops.last_token_gather(x, index=last)
+
+
+def interleaved_axes(mrope_section: Sequence[int]) -> torch.Tensor:
+    """int32 [head_dim / 2]: which position, of time, height and width, rotates each pair.
+
+    mrope_section: of ``config.json``, how many pairs each axis has: height has pairs 1, 4, 7, ...
+        as many as it says, width 2, 5, 8, ..., time all others.
+    """
+    axes = torch.zeros(sum(mrope_section), dtype=torch.int32)
+    for axis in (1, 2):
+        axes[axis : 3 * mrope_section[axis] : 3] = axis
+    return axes
+
+
+class Head(Protocol):
+    """From hidden states, before the final norm, to rows of results, one a sequence.
+
+    Attributes:
+        every_token: whether it wants the hidden states of all tokens, [T, hidden_size]; else those
+            of last tokens, [B, hidden_size].  Then a prompt computes all of its tokens.
+    """
+
+    @property
+    def every_token(self) -> bool: ...
+
+    def __call__(
+        self, hidden: torch.Tensor, cu_seqlens: torch.Tensor, norm: RMSNorm
+    ) -> torch.Tensor:
+        """cu_seqlens: int32 [B + 1], where each sequence starts among the T tokens."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """Decoder and head: what runs on the device."""
+
+    decoder: Decoder
+    head: Head
+
+    def __call__(
+        self, batch: Batch, attend: Attend, prefix: Prefix, *, prune: bool
+    ) -> torch.Tensor:
+        every = self.head.every_token
+        hidden = self.decoder(batch, attend, prefix, prune=prune and not every, every_token=every)
+        return self.head(hidden, batch.cu_seqlens, self.decoder.norm)
+
+    def no_prefix(self) -> Prefix:
+        """For a pass that nothing came before."""
+        return Prefix(deque([None] * len(self.decoder.layers)))

@@ -1,0 +1,377 @@
+"""The Qwen3-VL vision tower: from resized pictures to the rows that stand for them in a prompt.
+
+Module and parameter names are those of the published checkpoints under ``model.visual.``.  Pictures
+of all sizes are packed end to end; a picture, or a pair of frames of a video, attends to itself
+only.  Also here: the patches that the tower reads.  Knows nothing of files, of sizes or of the
+words around a picture.
+
+A grid (t, h, w) counts patches of 16 x 16 pixels: t is 1 for an image and the number of frame pairs
+for a video, h and w are even.  Patches, and the rows that come of them, go pair by pair, and in a
+pair by blocks of 2 x 2 patches from left to right and from top to bottom; a block becomes one row,
+the place of one ``<|image_pad|>`` or ``<|video_pad|>``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pyrerank.devices.attention import full, padded_head_dim
+from pyrerank.errors import CheckpointError
+from pyrerank.model.layers import Linear, gelu, linear, rotate
+from pyrerank.weights.checkpoint import Checkpoint, DecoderConfig
+
+Grid = tuple[int, int, int]
+
+PATCH = 16  # pixels, each way
+MERGE = 2  # patches of a row of the decoder, each way
+PAIR = 2  # frames of a patch
+CHANNELS = 3
+# of all published models; their config.json says nothing of it, transformers has it as its default
+ROPE_THETA = 10000.0
+NORM_EPS = 1e-6  # likewise
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """Shape of the tower, in the words of ``vision_config`` in ``config.json``."""
+
+    depth: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    out_hidden_size: int
+    num_position_embeddings: int
+    deepstack_visual_indexes: tuple[int, ...]
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def side(self) -> int:
+        """The learned positions are a table of side x side."""
+        return math.isqrt(self.num_position_embeddings)
+
+    @classmethod
+    def read(cls, checkpoint: Checkpoint) -> VisionConfig:
+        """The tower's shape.
+
+        Raises:
+            CheckpointError: ``config.json`` lacks a field, or asks for what is not supported.
+        """
+        path = checkpoint.path
+        values = checkpoint.settings.get("vision_config")
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{path}: config.json has no vision_config")
+        levels: Any = values.get("deepstack_visual_indexes")
+        sizes = cls.__dataclass_fields__.keys() - {"deepstack_visual_indexes"}
+        numbers: dict[str, Any] = {key: values.get(key) for key in sorted(sizes)}
+        problems = [
+            f"{key} must be a positive whole number, got {value!r}"
+            for key, value in numbers.items()
+            if not isinstance(value, int) or value < 1
+        ]
+        if not isinstance(levels, list):
+            problems.append(f"deepstack_visual_indexes must be a list, got {levels!r}")
+        if not problems:
+            config = cls(deepstack_visual_indexes=tuple(levels), **numbers)
+            problems = list(config._unsupported(values, checkpoint.config))
+        for file, settings in checkpoint.preprocessors().items():
+            problems += [f"{problem} in {file}" for problem in _other_pixels(settings)]
+        if problems:
+            raise CheckpointError(
+                f"{path}: pyrerank does not read pictures as this folder asks: "
+                f"{'; '.join(problems)}"
+            )
+        return config
+
+    def _unsupported(self, values: Mapping[str, Any], decoder: DecoderConfig) -> Iterator[str]:
+        rope = values.get("rope_parameters") or {}
+        # what published files say, and then what they leave to a default
+        fixed = {
+            "hidden_act": (values.get("hidden_act"), "gelu_pytorch_tanh"),
+            "patch_size": (values.get("patch_size"), PATCH),
+            "temporal_patch_size": (values.get("temporal_patch_size"), PAIR),
+            "spatial_merge_size": (values.get("spatial_merge_size"), MERGE),
+            "out_hidden_size": (self.out_hidden_size, decoder.hidden_size),
+            "in_channels": (values.get("in_channels", CHANNELS), CHANNELS),
+            "rope_type": (rope.get("rope_type", "axial"), "axial"),
+            "rope_theta": (rope.get("rope_theta", ROPE_THETA), ROPE_THETA),
+        }
+        for key, (got, want) in fixed.items():
+            if got != want:
+                yield f"{key} must be {want!r}, got {got!r}"
+        if self.hidden_size % (4 * self.num_heads):
+            yield "hidden_size must be num_heads times a multiple of 4"
+        if self.side**2 != self.num_position_embeddings:
+            yield "num_position_embeddings must be a square"
+        levels = list(self.deepstack_visual_indexes)
+        if levels != [n for n in range(self.depth) if n in levels]:
+            yield "deepstack_visual_indexes must be rising numbers below depth"
+        if len(levels) > decoder.num_hidden_layers:
+            yield "deepstack_visual_indexes must be no more than the decoder's layers"
+
+
+def _other_pixels(preprocessor: Mapping[str, Any]) -> Iterator[str]:
+    """What a preprocessor's settings ask of pixels that `patches` does not do; limits of sizes do
+    not count, the published scripts have others."""
+    fixed = {
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "resample": 3,  # bicubic
+        "image_mean": [0.5] * CHANNELS,
+        "image_std": [0.5] * CHANNELS,
+        "patch_size": PATCH,
+        "temporal_patch_size": PAIR,
+        "merge_size": MERGE,
+    }
+    for key, want in fixed.items():
+        got = preprocessor.get(key)
+        if got not in (None, want):
+            yield f"{key} must be {want!r}, got {got!r}"
+
+
+class PatchEmbed(nn.Module):
+    """The published convolution, whose step is its kernel, as the linear layer that it is."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        kernel = (PAIR, PATCH, PATCH)
+        self.proj = nn.Conv3d(CHANNELS, config.hidden_size, kernel, kernel)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        return linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class Attention(nn.Module):
+    """Full attention within each picture or pair of frames, with 2-D rotary positions."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.heads, self.head_dim = config.num_heads, config.head_dim
+        self.qkv = Linear(config.hidden_size, 3 * config.hidden_size)
+        self.proj = Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: list[int]) -> Tensor:
+        qkv = self.qkv(x).unflatten(-1, (-1, self.head_dim))  # (patches, 3 heads, head_dim)
+        q, k, v = qkv.split(self.heads, dim=1)
+        # in float32, as the published model does it in any dtype
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        v = v.contiguous()
+        del qkv
+        out: Tensor = self.proj(full(q, k, v, lengths).flatten(1))
+        return out
+
+
+class MLP(nn.Module):
+    """Two linear layers about GELU in its tanh form."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.linear_fc1 = Linear(config.hidden_size, config.intermediate_size)
+        self.linear_fc2 = Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.linear_fc2(gelu(self.linear_fc1(x), "tanh"))
+        return out
+
+
+class Block(nn.Module):
+    """Attention and MLP, each after a norm and added to what it read, in place."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.hidden_size, NORM_EPS)
+        self.attn = Attention(config)
+        self.norm2 = nn.LayerNorm(config.hidden_size, NORM_EPS)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: list[int]) -> None:
+        x += self.attn(self.norm1(x), cos, sin, lengths)
+        x += self.mlp(self.norm2(x))
+
+
+class Merger(nn.Module):
+    """Blocks of 2 x 2 patches to rows of the decoder's width.
+
+    ``whole``: the norm goes over a block, not over each patch of it.
+    """
+
+    def __init__(self, config: VisionConfig, *, whole: bool) -> None:
+        super().__init__()
+        self.size = config.hidden_size * MERGE**2
+        self.norm = nn.LayerNorm(self.size if whole else config.hidden_size, NORM_EPS)
+        self.linear_fc1 = Linear(self.size, self.size)
+        self.linear_fc2 = Linear(self.size, config.out_hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x.view(-1, *self.norm.normalized_shape)).view(-1, self.size)
+        out: Tensor = self.linear_fc2(gelu(self.linear_fc1(x), "none"))
+        return out
+
+
+class VisionTower(nn.Module):
+    """Patches to features, and to the DeepStack features of the decoder's first layers.
+
+    Attributes:
+        inv_freq: float32 [head_dim / 4], angle per position of each rotated pair of one axis.
+    """
+
+    inv_freq: Tensor
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.patch_embed = PatchEmbed(config)
+        # see Decoder
+        table = torch.empty(config.num_position_embeddings, config.hidden_size)
+        self.pos_embed = nn.Embedding.from_pretrained(table)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.merger = Merger(config, whole=False)
+        self.deepstack_merger_list = nn.ModuleList(
+            Merger(config, whole=True) for _ in config.deepstack_visual_indexes
+        )
+        self.register_buffer("inv_freq", None, persistent=False)
+        self._config = config
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> VisionTower:
+        """Builds the tower around the checkpoint's tensors, each brought to ``device`` as it is
+        read.  Raises `CheckpointError` if a tensor is missing, extra or misshapen, or if
+        ``config.json`` describes no tower that pyrerank runs."""
+        config = VisionConfig.read(checkpoint)
+        with torch.device("meta"):
+            tower = cls(config)
+        shapes = {name: parameter.shape for name, parameter in tower.named_parameters()}
+        read = checkpoint.vision_weights(shapes, dtype=dtype)
+        tower.load_state_dict({name: read(name).to(device) for name in shapes}, assign=True)
+        exponent = torch.arange(0, config.head_dim // 2, 2, dtype=torch.float32)
+        tower.inv_freq = (1.0 / ROPE_THETA ** (exponent / (config.head_dim // 2))).to(device)
+        return tower.requires_grad_(False)
+
+    def activation_bytes(self, patches: int) -> int:
+        """Device memory of a pass over ``patches`` rows, besides the weights.
+
+        There are x, its norm, cos and sin, the DeepStack features, and at most one of: what goes
+        into GELU and what comes out; query, key and value on their way into attention in float32;
+        in 16 bit, all of these again and the result twice, padded as an NPU wants them.  A tenth
+        more fills the gaps between tensors of different sizes: measured for the shapes of the
+        published models.
+        """
+        config = self._config
+        dtype = self.pos_embed.weight.dtype
+        hidden = config.hidden_size
+        inner = max(2 * config.intermediate_size, 8 * hidden)
+        angles = 2 * config.head_dim
+        if dtype != torch.float32:
+            padded = config.num_heads * padded_head_dim(config.head_dim, grouped=False)
+            inner = max(inner, 3 * hidden + 5 * padded)
+            angles *= 2  # they are float32
+        levels = len(config.deepstack_visual_indexes) * config.out_hidden_size // MERGE**2
+        numbers = 2 * hidden + inner + angles + levels
+        return patches * numbers * 11 // 10 * dtype.itemsize
+
+    def forward(self, patches: Tensor, grids: Sequence[Grid]) -> Tensor:
+        """Encodes images and videos in one pass.
+
+        Args:
+            patches: [n, 1536], of all pictures as `patches` makes them; of any floating dtype,
+                converted to the tower's, and best on the host still.
+            grids: (t, h, w) of each image or video, n patches in all.
+
+        Returns:
+            [1 + levels, n / 4, hidden_size of the decoder], dtype of the tower: features, then the
+            DeepStack features of each level.
+        """
+        assert len(patches) == sum(map(math.prod, grids)) > 0, (patches.shape, grids)
+        weight = self.pos_embed.weight
+        x = self.patch_embed(patches.to(weight.dtype).to(weight.device))
+        x = x + self._learned_positions(grids).to(weight.dtype)
+        places = torch.cat([_block_order(h, w).repeat(t, 1) for t, h, w in grids])
+        angle = (places.to(weight.device)[..., None] * self.inv_freq).flatten(1)
+        angle = torch.cat((angle, angle), -1)[:, None]  # (patches, 1, head_dim)
+        cos, sin = angle.cos(), angle.sin()
+        del angle
+        lengths = [h * w for t, h, w in grids for _ in range(t)]
+        levels = []
+        mergers = iter(self.deepstack_merger_list)
+        for number, block in enumerate(self.blocks):
+            block(x, cos, sin, lengths)
+            if number in self._config.deepstack_visual_indexes:
+                levels.append(next(mergers)(x))
+        return torch.stack((self.merger(x), *levels))
+
+    def _learned_positions(self, grids: Sequence[Grid]) -> Tensor:
+        """float32 [n, hidden_size]: the learned table stretched over each grid, corner on corner,
+        by bilinear interpolation."""
+        side = self._config.side
+        rows = []  # of a float32 tensor: four rows of the table, four weights
+        for t, h, w in grids:
+            # y and x in the table, (h w, 2)
+            at = _block_order(h, w) * (side - 1) / torch.tensor([h - 1, w - 1])
+            low = at.floor()
+            high = (low + 1).clamp(max=side - 1)
+            (y0, x0), (y1, x1), (y, x) = low.T, high.T, (at - low).T
+            corners = (y0 * side + x0, y0 * side + x1, y1 * side + x0, y1 * side + x1)
+            shares = ((1 - y) * (1 - x), (1 - y) * x, y * (1 - x), y * x)
+            rows.append(torch.stack((*corners, *shares)).repeat(1, t))
+        index, weight = torch.cat(rows, 1).to(self.inv_freq.device).split(4)
+        out = self.inv_freq.new_zeros(index.shape[1], self._config.hidden_size)
+        for corner, share in zip(index.int(), weight, strict=True):
+            out += self.pos_embed(corner).float() * share[:, None]
+        return out
+
+
+def patches(pictures: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
+    """Cuts images and videos into what the tower reads, normalised with mean and deviation 1/2, the
+    ``preprocessor_config.json`` of every published model.
+
+    Args:
+        pictures: each uint8 [F, height, width, 3]; F is 1, an image, or even; height and width are
+            multiples of 32.
+        dtype: to which the float32 values are rounded.
+
+    Returns:
+        [n, 1536], one picture after the other, max(F / 2, 1) * height / 16 * width / 16 patches of
+        each in the order of the module's docstring; a row is [3, 2, 16, 16]: channel, frame of the
+        pair, y, x.
+    """
+    # a pair of frames at a time: in float32 they take more memory than all before and after
+    pairs = [pair for pixels in pictures for pair in _pairs(pixels)]
+    counts = [pair[0].size // CHANNELS // PATCH**2 for pair in pairs]
+    out = torch.empty(sum(counts), CHANNELS * PAIR * PATCH**2, dtype=dtype)
+    for rows, pair in zip(out.split(counts), pairs, strict=True):
+        _, height, width, _ = pair.shape
+        blocks = torch.from_numpy(pair.copy()).view(
+            *(PAIR, height // PATCH // MERGE, MERGE, PATCH),
+            *(width // PATCH // MERGE, MERGE, PATCH, CHANNELS),
+        )
+        cut = blocks.permute(1, 4, 2, 5, 7, 0, 3, 6).flatten(4).flatten(0, 3)
+        rows.copy_(cut.float().sub_(127.5).div_(127.5))
+    return out
+
+
+def _pairs(pixels: np.ndarray) -> Iterator[np.ndarray]:
+    """The pairs of frames of a video, [2, height, width, 3] each; of an image, the image twice."""
+    frames, height, width, channels = pixels.shape
+    assert pixels.dtype == np.uint8 and channels == CHANNELS, (pixels.dtype, pixels.shape)
+    step = PATCH * MERGE
+    assert frames == 1 or frames % PAIR == 0, pixels.shape
+    assert height % step == 0 and width % step == 0 and pixels.size, pixels.shape
+    if frames == 1:
+        pixels = np.broadcast_to(pixels, (PAIR, height, width, channels))
+    yield from pixels.reshape(-1, PAIR, height, width, channels)
+
+
+def _block_order(height: int, width: int) -> Tensor:
+    """float32 [height * width, 2], y and x of every patch of a grid, in the tower's order."""
+    places = torch.cartesian_prod(torch.arange(height), torch.arange(width)).float()
+    blocks = places.view(height // MERGE, MERGE, width // MERGE, MERGE, 2)
+    return blocks.transpose(1, 2).reshape(-1, 2)

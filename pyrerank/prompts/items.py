@@ -1,0 +1,123 @@
+"""Items and prompts: what a call asks for, and what of it the model is shown.
+
+An item is a `Pair` of a reranker or an `Input` of an embedder, read and validated; a `Prompt` is an
+item as token ids.  Knows nothing of tokenizers, templates and devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias, TypeVar
+
+from pyrerank.checks import check_list, entries
+from pyrerank.media.reader import Content, Image, Video, is_parts
+
+Visual: TypeAlias = Image | Video
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One query and document, validated, with any template of the caller's undone.
+
+    ``instruction`` is None where a folder's own chat template has a default.
+    """
+
+    instruction: str | None
+    query: Content
+    document: Content
+
+    @property
+    def contents(self) -> tuple[Content, ...]:
+        """In the order of the prompt."""
+        return self.query, self.document
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of an embedder, validated, with any template of the caller's undone.
+
+    ``prompt`` is the folder's text for inputs that come without an instruction.
+    """
+
+    instruction: str | None
+    content: Content
+    prompt: str | None = None
+
+    @property
+    def contents(self) -> tuple[Content, ...]:
+        """As `Pair.contents`."""
+        return (self.content,)
+
+
+class Span(NamedTuple):
+    """A run of vision tokens in a prompt: its first token, and how many rows and columns it has."""
+
+    start: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A whole prompt as token ids.
+
+    Attributes:
+        ids: token ids.
+        truncated: how many text tokens were cut to fit the limit.
+        visuals: images and videos, in the order of the prompt.
+        spans: their runs of vision tokens: one an image, and one a pair of frames of a video.
+    """
+
+    ids: list[int]
+    truncated: int
+    visuals: tuple[Visual, ...] = ()
+    spans: tuple[Span, ...] = ()
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The exact prompt of a pair.
+
+    Attributes:
+        text: as it is shown to the model, control tokens written out.
+        ids: its token ids.
+        truncated: how many text tokens were cut to fit the model's limit.
+    """
+
+    text: str
+    ids: list[int]
+    truncated: int
+
+
+def pair_up(query: object, documents: object) -> list[tuple[object, object]]:
+    """Pairs one query with every document, or queries and documents one to one.
+
+    Raises:
+        TypeError: documents that are not a list.
+        ValueError: no documents, or lists of different lengths.
+    """
+    listed = check_list("documents", documents)
+    queries = None if is_parts(query) else entries(query)
+    if queries is None:
+        return [(query, document) for document in listed]
+    if len(queries) != len(listed):
+        raise ValueError(
+            f"query has {len(queries)} entries and documents has {len(listed)}; give one query "
+            "for all documents, or lists of equal length"
+        )
+    return list(zip(queries, listed, strict=True))
+
+
+Item = TypeVar("Item", bound=Pair | Input)
+
+
+def unique(items: Iterable[Item]) -> list[Item]:
+    """Each item once; those that begin alike lie together, so that few are looked at to find what
+    they share."""
+
+    def words(item: Item) -> tuple[str, list[tuple[list[bytes], str]]]:
+        contents = [([v.digest for v in c.visuals], c.text or "") for c in item.contents]
+        return item.instruction or getattr(item, "prompt", None) or "", contents
+
+    return sorted(dict.fromkeys(items), key=words)

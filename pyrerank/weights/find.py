@@ -1,0 +1,273 @@
+"""Finding a checkpoint: from a folder or a hub name to the folder, and to its files of weights.
+
+What is not there, or is of a kind that cannot be read, is refused with what to do about it.  Knows
+nothing of what the files say, but where they tell that they are something else.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pyrerank.errors import CheckpointError
+
+DEMO = Path(__file__).parents[1] / "demo/model"
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD = re.compile(r"model-(\d+)-of-(\d+)\.safetensors")
+POINTER = b"version https://git-lfs"  # the beginning of what git stands in for a large file
+NEEDED = ("config.json", "tokenizer.json")  # beside weights
+
+# Weights that pyrerank does not read: pattern of a file's name -> what it is, and what to do.
+OTHERS = {
+    "*.gguf": "{} is of llama.cpp; give the checkpoint that it was made of",
+    "quant_model_*": "{} is quantised by ModelSlim; give the checkpoint that it was made of",
+    "model.*.safetensors": "{} is a variant, which transformers does not load unless asked for it; "
+    "if it is the one that you want, rename it to model.safetensors",
+    "consolidated*": "{} is in the layout of the training code; download the files named model*",
+    "*.onnx": "{} is of ONNX; download the files named model*.safetensors, too",
+    "openvino_model.*": "{} is of OpenVINO; download the files named model*.safetensors, too",
+    "*.bin": "{} can hold code and is not read; load it with transformers and save it again with "
+    "save_pretrained, which writes safetensors",
+}
+OTHERS |= {f"*.{kind}": OTHERS["*.bin"] for kind in ("pt", "pth", "ckpt")}
+
+
+def find_folder(model: str | os.PathLike[str]) -> Path:
+    """The folder of a model: itself, or where a cache has the hub name.
+
+    Of a name, the first copy is taken that has all files: the one that ``main`` names in the cache
+    of huggingface_hub, that in ModelScope's, and then, with a warning, other snapshots in the
+    former, from the newest.
+
+    Raises:
+        CheckpointError: there is none.  The message says what each copy lacks and how to get one.
+        TypeError: ``model`` is neither a text nor a path.
+    """
+    if not isinstance(model, (str, os.PathLike)):
+        raise TypeError(f"model must be a folder or a hub name, got {type(model).__name__}")
+    name = os.fspath(model)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if name == "demo":
+        return DEMO
+    if path.exists():
+        hint = other_weights(path) or f"give the folder that holds it, {path.parent}"
+        raise CheckpointError(f"model {name!r} is a file; {hint}")
+    # takes a fifth of a second, and a folder needs none of it
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    repo = name.rstrip("/")
+    try:
+        validate_repo_id(repo)
+    except HFValidationError:
+        raise CheckpointError(
+            f"model {name!r} is not a folder, nor can it be a hub name such as "
+            f"'Qwen/Qwen3-Reranker-0.6B'{_nearest_folder(path)}"
+        ) from None
+    main, others = _snapshots(repo)
+    copies = [*main, *_of_modelscope(repo)]
+    for folder in copies + others:
+        if not lacks(folder):
+            if folder in others:
+                warnings.warn(
+                    f"model {name!r}: the snapshot that refs/main names is not complete in this "
+                    f"machine's cache, so another one is taken: {folder}",
+                    UserWarning,
+                    stacklevel=2,
+                )
+            return folder
+    get = (
+        f"pyrerank downloads nothing by itself: run `hf download {repo}` or `modelscope download "
+        f"--model {repo}`, or give a folder that holds the model's files"
+    )
+    if copies or others:
+        lacking = [f"{folder} lacks {', '.join(lacks(folder))}" for folder in copies + others]
+        raise CheckpointError(
+            f"model {name!r} is not complete in any cache: {'; '.join(lacking)}. {get}"
+        )
+    raise CheckpointError(
+        f"model {name!r} is neither a folder nor in the caches of huggingface_hub and ModelScope"
+        f"{_close_names(repo)}. {get}"
+    )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a checkpoint's weights, chosen as transformers does.
+
+    ``model.safetensors``, whatever is beside it; else what its index names; or, without one, a
+    set of numbered files that is complete.
+
+    Raises:
+        CheckpointError: a file of a set is absent, or there is none; says what there is instead.
+    """
+    names, by = _names_of_weights(folder)
+    if not names:
+        raise CheckpointError(
+            f"{folder} holds no weights: no model*.safetensors file; {what_else(folder)}"
+        )
+    if absent := sorted(name for name in names if not (folder / name).is_file()):
+        raise CheckpointError(f"{folder}: {by} names absent files: {', '.join(absent)}")
+    return [folder / name for name in sorted(names)]
+
+
+def _names_of_weights(folder: Path) -> tuple[set[str], str]:
+    """The names of the files, whether they are there or not; and what says that they belong."""
+    if (folder / WHOLE).is_file():
+        return {WHOLE}, WHOLE
+    if (folder / INDEX).is_file():
+        return {str(file) for file in weight_map(folder).values()}, INDEX
+    found = [match for file in folder.glob("model-*") if (match := SHARD.fullmatch(file.name))]
+    return {
+        f"model-{n + 1:0{len(each[1])}d}-of-{each[2]}.safetensors"
+        for each in found
+        for n in range(int(each[2]))
+    }, "the number of files that is in their names"
+
+
+def weight_map(folder: Path) -> dict[str, str]:
+    """What the index says: a tensor's name -> the name of the file that holds it."""
+    index = folder / INDEX
+    found = read_json(index).get("weight_map")
+    if not isinstance(found, dict) or not found:
+        raise CheckpointError(f"{index} has no weight_map; download it again")
+    return found
+
+
+def lacks(folder: Path) -> list[str]:
+    """What of a checkpoint's files is not in ``folder``."""
+    absent = [name for name in NEEDED if not (folder / name).is_file()]
+    names, _ = _names_of_weights(folder)
+    return absent + sorted(
+        name for name in names or {"model*.safetensors"} if not (folder / name).is_file()
+    )
+
+
+def what_else(folder: Path) -> str:
+    """What a folder is, or holds, that is no checkpoint; and what to do about it."""
+    if not (names := sorted(os.listdir(folder))):
+        return "the folder is empty"
+    if (folder / "adapter_config.json").is_file():
+        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "BASE"
+        return (
+            f"it is an adapter for {base}: merge the two with `pyrerank convert {base} TARGET "
+            f"--merge-lora {folder}`, and give TARGET"
+        )
+    around = [folder.parent, *folder.glob("*/"), *folder.glob("snapshots/*/")]
+    if near := [str(path) for path in sorted(around) if not lacks(path)]:
+        return f"give {' or '.join(near[:3])}, where there is one"
+    for file in (path for name in names if (path := folder / name).is_file()):
+        if text := other_weights(file):
+            return text
+    return (
+        "if it was cloned with git, fetch the large files (git lfs pull); if a download was broken "
+        "off, start it again"
+    )
+
+
+def other_weights(file: Path) -> str | None:
+    """What a file of weights is that is not read, and what to do; None of any other file."""
+    if file.name in ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt"):
+        return None
+    return next((text.format(file.name) for p, text in OTHERS.items() if file.match(p)), None)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object that ``file`` holds; `CheckpointError` where it holds none."""
+    try:
+        refuse_pointer(file)
+        value = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{file.parent} has no {file.name}; give the folder of a published checkpoint: "
+            f"{what_else(file.parent)}"
+        ) from None
+    except ValueError as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{file} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{file} must hold a JSON object, not {type(value).__name__}")
+    return value
+
+
+def refuse_pointer(file: Path) -> None:
+    """`CheckpointError` where git has only left a note in the place of the file."""
+    with file.open("rb") as stream:
+        if stream.read(len(POINTER)) == POINTER:
+            raise CheckpointError(
+                f"{file} is a git-lfs pointer, not the file itself: run `git lfs pull` in "
+                f"{file.parent}, or download the file"
+            )
+
+
+def _snapshots(repo: str) -> tuple[list[Path], list[Path]]:
+    """The snapshot of ``main`` in huggingface_hub's cache, if it is there; and all others.
+
+    Not by ``snapshot_download``: since 1.22 that keeps a listing of the repository, and refuses a
+    snapshot of which something was left out on purpose.
+    """
+    folder = _hub_cache() / f"models--{repo.replace('/', '--')}"
+    ref = folder / "refs/main"
+    main = folder / "snapshots" / ref.read_text().strip() if ref.is_file() else None
+    found = [path for path in folder.glob("snapshots/*") if path.is_dir()]
+    others = [path for path in found if path != main]
+    others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    return [main] if main in found else [], others
+
+
+def _hub_cache() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE).expanduser()
+
+
+def _of_modelscope(repo: str) -> Iterator[Path]:
+    owner, _, title = repo.rpartition("/")
+    for root in _modelscope_roots():
+        # ModelScope wrote a dot in a model's name as three underscores; newer releases have a
+        # folder for each revision, as the hub has
+        names = (f"{owner}/{title.replace('.', '___')}", f"{owner}/{title}")
+        folders = [root / name for name in names]
+        folders += sorted((root / f"{owner}--{title}/snapshots").glob("*"))
+        yield from (folder for folder in dict.fromkeys(folders) if owner and folder.is_dir())
+
+
+def _modelscope_roots() -> list[Path]:
+    cache = Path(os.environ.get("MODELSCOPE_CACHE", "~/.cache/modelscope")).expanduser()
+    return [cache / "hub/models", cache / "models", cache / "hub", cache]
+
+
+def _close_names(repo: str) -> str:
+    """The names in the caches that ``repo`` may have meant."""
+    names = {
+        path.name.removeprefix("models--").replace("--", "/")
+        for path in _hub_cache().glob("models--*")
+    }
+    for root in _modelscope_roots():
+        folders = (path for path in root.glob("*/*/") if (path / "config.json").is_file())
+        names |= {f"{path.parent.name}/{path.name.replace('___', '.')}" for path in folders}
+    lower = {name.lower(): name for name in sorted(names)}
+    lower |= {name.rpartition("/")[2].lower(): name for name in sorted(names)}
+    close = difflib.get_close_matches(repo.lower(), lower, n=3)
+    found = list(dict.fromkeys(repr(lower[name]) for name in close))
+    return f", which have {' and '.join(found)}" if found else ""
+
+
+def _nearest_folder(path: Path) -> str:
+    """Up to where a path that does not exist does."""
+    if "\\" in str(path):
+        return ": folders are told apart by /, not \\"
+    if len(path.parts) < 3 and not path.is_absolute():
+        return ""
+    parent = next(parent for parent in path.parents if parent.is_dir())
+    inside = itertools.islice(sorted(entry.name for entry in parent.iterdir() if entry.is_dir()), 8)
+    return f": of its path {parent} exists, which has {', '.join(inside) or 'no folders'}"

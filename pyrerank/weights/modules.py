@@ -1,0 +1,388 @@
+"""What a checkpoint's folder says of prompts, pooling, layers after it, and limits.
+
+Read are the files that sentence-transformers writes: ``modules.json``, the configuration of each
+module it lists, ``config_sentence_transformers.json`` and ``sentence_bert_config.json``; and of
+``tokenizer_config.json`` what changes tokens.  What changes a result there is followed, or refused
+by name.  A folder without ``modules.json`` is run as the scripts published with the models do.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pyrerank.errors import CheckpointError
+from pyrerank.prompts.chat import Chat
+from pyrerank.weights.find import read_json
+
+# pooling_mode of sentence-transformers -> mode of fused_pool
+POOLING = {"lasttoken": "last", "mean": "mean", "cls": "cls"}
+# what older files spell as one key each, in the order in which sentence-transformers joins them
+OLD_POOLING = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")
+# of a cross encoder: a result has the logit and its sigmoid, whichever the folder names
+SCORE_ACTIVATIONS = ("Identity", "Sigmoid")
+# of the model's first module; sentence-transformers reads the first that is there
+TRANSFORMER = [f"sentence_{kind}_config.json" for kind in (
+    "bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")]  # fmt: skip
+# what transformers' apply_chat_template does with a prompt besides rendering it
+CALLS = {"restore_suffix", "truncation", "max_length", "continue_final_message", "padding"}
+# values that ask for nothing
+OFF: tuple[object, ...] = (None, False, "", [], {})
+# how weights are loaded, which is pyrerank's own affair
+LOADING = {"torch_dtype", "dtype", "attn_implementation", "device_map", "low_cpu_mem_usage"}
+LOADING |= {"use_safetensors", "trust_remote_code", "use_cache", "padding_side"}
+# limits of pictures' sizes: those of the published scripts hold
+SIZES = {"size", "min_pixels", "max_pixels", "total_pixels", "fps", "min_frames", "max_frames"}
+SIZES |= {"num_frames", "do_sample_frames", "do_resize", "return_metadata"}
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A layer after pooling: activation(x W^T + b), and x or its projection added to that.
+
+    Attributes:
+        file: safetensors with ``linear.weight`` [out, in] and, if any, ``linear.bias`` [out] and
+            ``residual.weight`` [out, in].
+        activation: name of a class in torch.nn, of `ACTIVATIONS`.
+        inputs, outputs: sizes.
+        bias: whether there is one.
+        residual: whether x is added.
+    """
+
+    file: Path
+    activation: str
+    inputs: int
+    outputs: int
+    bias: bool
+    residual: bool
+
+
+@dataclass(frozen=True)
+class Modules:
+    """What a folder asks for.  The defaults are the scripts published with the models.
+
+    Attributes:
+        listed: whether there is a ``modules.json``.
+        task: the only thing the folder is for, "embed" or "score"; None where it does not say.
+        pooling: mode of `fused_pool`.
+        steps: what follows pooling, in order: layers, and None for scaling to length 1.
+        dim: numbers that a vector is cut to after all steps; None keeps all.
+        answers: ids of the two tokens whose logits a reranker compares, or of one alone; None
+            takes "yes" and "no".
+        prompts: by name.
+        default_prompt: the prompt for calls that name none, and give no instruction; None: none.
+        max_tokens: limit of a prompt, in place of the published script's; None: none.
+        most_tokens: what that limit is lowered to; None: nothing.
+        lower_case: whether all text is lowercased.
+        chat: the chat template that prompts are rendered with; None: the published wording.
+    """
+
+    listed: bool = False
+    task: str | None = None
+    pooling: str = "last"
+    steps: tuple[Dense | None, ...] = (None,)
+    dim: int | None = None
+    answers: tuple[int, int | None] | None = None
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    default_prompt: str | None = None
+    max_tokens: int | None = None
+    most_tokens: int | None = None
+    lower_case: bool = False
+    chat: Chat | None = None
+
+    def limit(self, published: int) -> int:
+        """Most tokens of a prompt, where the published script has ``published``."""
+        if self.max_tokens is not None:
+            return self.max_tokens
+        return min(published, self.most_tokens or published)
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether vectors come out with length 1."""
+        return self.steps[-1:] == (None,)
+
+    @classmethod
+    def read(cls, path: Path) -> Modules:
+        """Reads the folder ``path``.
+
+        Raises:
+            CheckpointError: a file is damaged, or asks for what pyrerank does not do; names it.
+        """
+        file = path / "modules.json"
+        if not file.is_file():
+            if (path / "1_Pooling").exists() or (path / "1_LogitScore").exists():
+                raise CheckpointError(
+                    f"{path} has folders of modules but no modules.json, which says what they are "
+                    "for; download the whole model again"
+                )
+            return cls()
+        return _read(path, _list(file))
+
+
+def check_config(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuses what ``config.json`` says of quantisation, code of its own, and scores.
+
+    Raises:
+        CheckpointError: names what.
+    """
+    for part in (config, config.get("text_config") or {}):
+        if part.get("quantization_config"):
+            method = part["quantization_config"].get("quant_method", "an unknown tool")
+            raise CheckpointError(
+                f"{path}: config.json has a quantization_config, of {method}, which changes what "
+                "the weights give; pyrerank runs float32, float16 and bfloat16: give the "
+                "checkpoint that it was made of"
+            )
+    if config.get("auto_map"):
+        raise CheckpointError(
+            f"{path}: config.json names code of the checkpoint's own (auto_map: "
+            f"{', '.join(config['auto_map'])}), and pyrerank runs none; if the weights are an "
+            "unchanged Qwen3's, remove auto_map"
+        )
+    own = config.get("sentence_transformers") or {}
+    old = config.get("sbert_ce_default_activation_function")
+    activation = own.get("activation_fn", old) or "torch.nn.Sigmoid"
+    if activation.rpartition(".")[2] not in SCORE_ACTIVATIONS:
+        raise CheckpointError(
+            f"{path}: config.json sets activation_fn to {activation!r}; pyrerank gives the logit "
+            "and its sigmoid"
+        )
+
+
+def _read(path: Path, entries: list[Any]) -> Modules:
+    kinds = []
+    for entry in entries:
+        type_, place = (str(entry.get(key, "")) for key in ("type", "path"))
+        kind = type_.rpartition(".")[2] if type_.startswith("sentence_transformers.") else ""
+        if not kind or ".." in place or place.startswith("/"):
+            raise CheckpointError(
+                f"{path}: modules.json lists {type_!r} in {place!r}, which is no module of "
+                "sentence-transformers; pyrerank runs no code of a checkpoint's own"
+            )
+        kinds.append((kind, path / place))
+    if not kinds or kinds[0] != ("Transformer", path):
+        raise CheckpointError(
+            f"{path}: modules.json does not begin with a Transformer in the folder itself; give "
+            "the folder that holds config.json and the weights"
+        )
+    overall = _optional(path / "config_sentence_transformers.json")
+    model = overall.get("model_type") or "SentenceTransformer"
+    modules = _transformer(path, Modules(listed=True, steps=()))
+    for kind, folder in kinds[1:]:
+        modules = _module(modules, kind, folder)
+    if modules.task is None:  # a transformer alone: its classifier gives the score
+        modules = replace(modules, task="score")
+    if model != ("SentenceTransformer" if modules.task == "embed" else "CrossEncoder"):
+        raise CheckpointError(
+            f"{path}: config_sentence_transformers.json says that this is a {model}, and "
+            f"modules.json lists {', '.join(kind for kind, _ in kinds)}; pyrerank runs a "
+            "SentenceTransformer with Pooling, and a CrossEncoder with LogitScore or a classifier"
+        )
+    return _overall(path, modules, overall)
+
+
+def _overall(path: Path, modules: Modules, overall: Mapping[str, Any]) -> Modules:
+    """``config_sentence_transformers.json``: prompts, and what results are."""
+    file = path / "config_sentence_transformers.json"
+    activation = str(overall.get("activation_fn") or "torch.nn.Sigmoid")
+    if modules.task == "score":
+        _torch_class(file, "activation_fn", activation, SCORE_ACTIVATIONS)
+    # sentence-transformers has these two, whatever the file says
+    stored: dict[str, str | None] = {"query": "", "document": "", **(overall.get("prompts") or {})}
+    prompts = {name: prompt or "" for name, prompt in stored.items()}
+    name = overall.get("default_prompt_name")
+    if name is not None and name not in stored:
+        raise CheckpointError(f"{file}: default_prompt_name {name!r} is none of its prompts")
+    default = prompts.get(str(name))
+    if default and modules.task == "score" and modules.chat is None:
+        raise CheckpointError(
+            f"{file} sets default_prompt_name to {name!r}, and the folder has no chat template "
+            "that says where this prompt goes; set it to null, and give instruction="
+        )
+    return replace(
+        modules, prompts=prompts, default_prompt=default or None, dim=overall.get("truncate_dim")
+    )
+
+
+def _transformer(path: Path, modules: Modules) -> Modules:
+    """``sentence_bert_config.json`` and ``tokenizer_config.json``: limits, and how text becomes
+    tokens."""
+    known = [path / name for name in TRANSFORMER]
+    file = next((file for file in known if file.is_file()), known[0])
+    config = _optional(file)
+    read = {"max_seq_length", "do_lower_case", "modality_config", "processing_kwargs"}
+    read |= {"transformer_task", "module_output_name", "unpad_inputs", "backend"}
+    arguments = {f"{kind}_{end}" for kind in ("model", "processor", "tokenizer", "config")
+                 for end in ("args", "kwargs")}  # fmt: skip
+    _only(file, config, read | arguments)
+    for key in arguments & config.keys():
+        _only(file, config[key] or {}, LOADING | SIZES | {"model_max_length"}, f"{key}.")
+    task = config.get("transformer_task", "feature-extraction")
+    outputs = {"feature-extraction": "last_hidden_state", "sequence-classification": "logits",
+               "text-generation": "logits", "any-to-any": "logits"}  # fmt: skip
+    modalities = config.get("modality_config") or {}
+    for modality, how in modalities.items():
+        if (how.get("method"), how.get("method_output_name")) != ("forward", outputs.get(task)):
+            raise CheckpointError(
+                f"{file} takes {how.get('method_output_name')!r} of {how.get('method')!r} for "
+                f"{modality} in task {task!r}; pyrerank gives last hidden states and logits"
+            )
+    calls = config.get("processing_kwargs") or {}
+    _only(file, calls, {"chat_template", "text", "image", "video", "common"}, "processing_kwargs.")
+    text = {**(calls.get("common") or {}), **(calls.get("text") or {})}
+    _only(file, text, {"padding", "padding_side", "truncation", "max_length", "return_tensors",
+                       "logits_to_keep"}, "processing_kwargs.text.")  # fmt: skip
+    if text.get("truncation", True) not in (True, None, "longest_first", "only_first"):
+        raise CheckpointError(
+            f"{file} sets processing_kwargs.text.truncation to {text['truncation']!r}; pyrerank "
+            "cuts texts at their end"
+        )
+    rendering = calls.get("chat_template") or {}
+    for key in sorted(CALLS & rendering.keys()):
+        if rendering[key] is not None and (key, rendering[key]) not in (
+            ("restore_suffix", True), ("truncation", True), ("continue_final_message", False),
+            ("padding", True), ("padding", False)):  # fmt: skip
+            raise CheckpointError(
+                f"{file} sets processing_kwargs.chat_template.{key} to {rendering[key]!r}, which "
+                "pyrerank does not follow"
+            )
+    for kind in ("image", "video"):
+        _only(file, calls.get(kind) or {}, SIZES, f"processing_kwargs.{kind}.")
+    chosen = [(config.get(f"{kind}_{end}") or {}).get("model_max_length")
+              for kind in ("processor", "tokenizer") for end in ("kwargs", "args")]  # fmt: skip
+    chosen = [text.get("max_length"), *chosen, config.get("max_seq_length")]
+    tokenizer = _optional(path / "tokenizer_config.json")
+    if tokenizer.get("truncation_side", "right") not in ("right", None):
+        raise CheckpointError(
+            f"{path / 'tokenizer_config.json'} sets truncation_side to "
+            f"{tokenizer['truncation_side']!r}; pyrerank cuts texts at their end"
+        )
+    most = tokenizer.get("model_max_length")
+    chat = None
+    if "message" in modalities:
+        variables = dict(calls.get("chat_template") or {})
+        chat = Chat.of_folder(path, tokenizer, variables, modalities["message"].get("format"))
+    return replace(
+        modules,
+        max_tokens=next((int(limit) for limit in chosen if limit is not None), None),
+        most_tokens=int(most) if isinstance(most, (int, float)) else None,
+        lower_case=bool(config.get("do_lower_case")),
+        chat=chat,
+    )
+
+
+def _module(modules: Modules, kind: str, folder: Path) -> Modules:
+    """``modules`` with one more, whose files are in ``folder``."""
+    file = folder / "config.json"
+    if kind in ("Pooling", "Dense", "LogitScore") and not file.is_file():
+        raise CheckpointError(
+            f"{folder.parent}: modules.json lists {kind} in {folder.name}, and there is no "
+            f"{folder.name}/config.json; download the whole model again"
+        )
+    config = _optional(file)
+    pooled = modules.task == "embed"
+    if kind == "Dropout":
+        return modules
+    if kind == "Pooling" and modules.task is None:
+        return replace(modules, task="embed", pooling=_pooling(file, config))
+    if kind == "LogitScore" and modules.task is None:
+        _only(file, config, {"true_token_id", "false_token_id", "module_input_name"})
+        answers = config.get("true_token_id"), config.get("false_token_id")
+        if not isinstance(answers[0], int) or not isinstance(answers[1], int | None):
+            raise CheckpointError(f"{file}: true_token_id and false_token_id must be token ids")
+        return replace(modules, task="score", answers=(answers[0], answers[1]))
+    if kind in ("Normalize", "Dense") and pooled:
+        for key in ("module_input_name", "module_output_name"):
+            if config.get(key) not in (None, "sentence_embedding"):
+                raise CheckpointError(f"{file} sets {key} to {config[key]!r}; pyrerank supports "
+                                      "only 'sentence_embedding'")  # fmt: skip
+        step = None if kind == "Normalize" else _dense(file, config)
+        return replace(modules, steps=(*modules.steps, step))
+    raise CheckpointError(
+        f"{folder.parent}: modules.json lists {kind} in {folder.name}, which pyrerank does not run "
+        "in this place; it runs Pooling and after it Dense and Normalize, or LogitScore alone"
+    )
+
+
+def _pooling(file: Path, config: Mapping[str, Any]) -> str:
+    read = {"embedding_dimension", "word_embedding_dimension", "pooling_mode", "include_prompt"}
+    _only(file, config, read | OLD_POOLING.keys())
+    mode = config.get("pooling_mode")
+    if mode is None:
+        mode = [name for key, name in OLD_POOLING.items() if config.get(key)] or ["mean"]
+    modes = [mode] if isinstance(mode, str) else list(mode)
+    if len(modes) != 1 or modes[0] not in POOLING:
+        raise CheckpointError(
+            f"{file} pools by {' and '.join(map(str, modes))}; pyrerank pools by one of "
+            f"{', '.join(POOLING)}"
+        )
+    if config.get("include_prompt", True) not in (True, None) and modes != ["lasttoken"]:
+        raise CheckpointError(
+            f"{file} sets include_prompt to false; pyrerank pools over all tokens of a prompt"
+        )
+    return POOLING[modes[0]]
+
+
+def _dense(file: Path, config: Mapping[str, Any]) -> Dense:
+    read = {"in_features", "out_features", "bias", "activation_function", "use_residual"}
+    _only(file, config, read | {"module_input_name", "module_output_name"})
+    name = str(config.get("activation_function") or "torch.nn.modules.activation.Tanh")
+    weights = file.parent / "model.safetensors"
+    if not weights.is_file():
+        raise CheckpointError(
+            f"{file.parent} has no model.safetensors; save the model again with safetensors"
+        )
+    return Dense(
+        weights,
+        _torch_class(file, "activation_function", name, ACTIVATIONS),
+        int(config.get("in_features", 0)),
+        int(config.get("out_features", 0)),
+        bool(config.get("bias", True)),
+        bool(config.get("use_residual")),
+    )
+
+
+def _torch_class(file: Path, key: str, name: str, known: tuple[str, ...]) -> str:
+    title = name.rpartition(".")[2]
+    if not name.startswith("torch.nn.") or title not in known:
+        raise CheckpointError(
+            f"{file} sets {key} to {name!r}; pyrerank knows torch.nn's {', '.join(known)}"
+        )
+    return title
+
+
+def _list(file: Path) -> list[Any]:
+    try:
+        value = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{file} is not valid JSON: {error}") from error
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+        raise CheckpointError(f"{file} must hold a JSON list of objects")
+    return value
+
+
+def _optional(file: Path) -> dict[str, Any]:
+    """What ``file`` holds; nothing where there is none."""
+    value: dict[str, Any] = read_json(file) if file.is_file() else {}
+    return value
+
+
+def _only(file: Path, config: Mapping[str, Any], read: set[str], where: str = "") -> None:
+    """Refuses keys that are set and not read.  ``where`` is what stands before keys that are
+    arguments, of which False asks for something, too."""
+    for key in sorted(config.keys() - read):
+        if config[key] not in OFF or (where and config[key] is False):
+            raise CheckpointError(
+                f"{file} sets {where}{key} to {config[key]!r}, which pyrerank does not follow"
+            )
