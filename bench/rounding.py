@@ -4,8 +4,8 @@
 
 Each case is a kind of checkpoint and a number of layers: for every seed a checkpoint with random
 weights, stored in bfloat16, and scores that spread over 0.05 to 0.95, as the tests make them
-(tests/checkpoints.py). The same pairs are scored by the three, one at a time by transformers. Needs
-`pip install '.[test]'`.
+(tests/support/checkpoints.py). The same pairs are scored by the three, one at a time by
+transformers. Needs `pip install '.[test]'`.
 
 The reference takes the decoder's last hidden state from transformers and the rows "yes" and "no"
 from the checkpoint; in float32 all of it, in bfloat16 all but the last product. So the last step,
@@ -27,9 +27,7 @@ import PIL.Image
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-if __name__ == "__main__":
-    del sys.path[0]  # there transformers would take bench/kernels.py for the package of that name
-sys.path += [str(ROOT / "tests"), str(ROOT / "examples")]
+sys.path += [str(ROOT / "tests/support"), str(ROOT / "examples")]
 
 from checkpoints import NO, YES, write_random  # noqa: E402
 from published import Content, Published  # noqa: E402

@@ -1,7 +1,7 @@
 """The three kernels: against their twins in plain torch, and against float64.
 
-What may differ is what tests/test_kernels.py allows: sums of float32 in another order, and the
-result's own rounding.
+What may differ is what tests/kernels/test_kernels.py allows: sums of float32 in another order, and
+the result's own rounding.
 """
 
 from __future__ import annotations

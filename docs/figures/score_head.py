@@ -18,7 +18,7 @@ import torch
 from pyrerank.bench.kernels import BARRIER_CYCLES, COPY_BYTES_PER_CYCLE
 
 FOLDER = Path(__file__).parent
-sys.path.append(str(FOLDER.parents[1] / "tests"))
+sys.path.append(str(FOLDER.parents[1] / "tests/support"))
 from drawing import DARK, GREY, LIGHT, OTHER, OURS, frame, line, picture, rect, text  # noqa: E402
 from strict_build import load_strict  # noqa: E402
 

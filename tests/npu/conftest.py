@@ -9,21 +9,18 @@ test_device_engine.py where there is CUDA.
 import os
 import sys
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from platforms import hardware, installed
 
 TESTS = Path(__file__).parents[1]
 sys.path.append(str(TESTS / "cann_sim"))
 if TYPE_CHECKING:
     from simulation import Simulation
 
-installed = find_spec("torch_npu") is not None
-simulated = str(TESTS.parent / "build/cann-sim-")  # a worker of pytest-xdist inherits it
-hardware = not os.environ.get("ASCEND_HOME_PATH", simulated).startswith(simulated)
 running: "Simulation | None" = None
 
 if installed:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import hardware
+from platforms import hardware
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-from conftest import hardware
+from platforms import hardware
 
 
 def test_kernels_are_timed_by_events_and_replayed(tmp_path):

@@ -73,7 +73,7 @@ class Installed:
         return self.run(*command, **nothing).stdout
 
 
-CASES = Path(__file__).with_name("toolkit_cases.py")
+CASES = ROOT / "tests/support/toolkit_cases.py"
 # without torch_npu: a launch that ends before anything reads its addresses
 REFUSED = """
 import ctypes, sys
