@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import save_file
 
-from pyrerank.model.vision import VisionConfig, VisionTower
+from pyrerank.model.vision import VisionTower
+from pyrerank.weights.config import VisionConfig
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
 

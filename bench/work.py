@@ -34,10 +34,17 @@ import torch
 
 from pyrerank.devices.select import runtime
 from pyrerank.media.reader import Reader
-from pyrerank.model.vision import CHANNELS, MERGE, PAIR, PATCH, VisionConfig
 from pyrerank.prompts.encoder import EmbeddingEncoder, PromptEncoder
 from pyrerank.prompts.items import Prompt, Visual, pair_up
-from pyrerank.weights.checkpoint import Checkpoint, DecoderConfig
+from pyrerank.weights.checkpoint import Checkpoint
+from pyrerank.weights.config import (
+    CHANNELS,
+    MERGE,
+    PAIR,
+    PATCH,
+    DecoderConfig,
+    VisionConfig,
+)
 
 LINEAR_ROWS = 2000
 SQUARE = 4096
@@ -72,7 +79,7 @@ def work(checkpoint: Checkpoint, prompts: list[Prompt]) -> Work:
     flops += sum(_last(config, len(prompt.ids)) for prompt in prompts)
     visuals = {visual.digest: visual for prompt in prompts for visual in prompt.visuals}
     if visuals:
-        tower = VisionConfig.read(checkpoint)
+        tower = checkpoint.vision_config()
         flops += sum(_picture(tower, visual) for visual in visuals.values())
     return Work(sum(len(prompt.ids) for prompt in prompts), len(seen), flops)
 

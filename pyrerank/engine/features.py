@@ -11,8 +11,9 @@ import torch
 from pyrerank.devices.select import reserve
 from pyrerank.engine.batch import MAX_SEQUENCES
 from pyrerank.media.images import MIN_IMAGE_TOKENS
-from pyrerank.model.vision import MERGE, PAIR, PATCH, Grid, VisionTower, patches
+from pyrerank.model.vision import Grid, VisionTower, patches
 from pyrerank.prompts.items import Visual
+from pyrerank.weights.config import MERGE, PAIR, PATCH
 
 
 class Features:

@@ -20,7 +20,8 @@ from pyrerank.engine.batch import SHARED_PER_TOKEN, Batch, Prefix
 from pyrerank.kernels import host as cpu
 from pyrerank.kernels import ops
 from pyrerank.model.layers import Linear, add_rms_norm, linear, norm_rotate, swiglu
-from pyrerank.weights.checkpoint import Checkpoint, DecoderConfig
+from pyrerank.weights.checkpoint import Checkpoint
+from pyrerank.weights.config import DecoderConfig
 
 
 class RMSNorm(nn.Module):

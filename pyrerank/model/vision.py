@@ -14,129 +14,18 @@ the place of one ``<|image_pad|>`` or ``<|video_pad|>``.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pyrerank.devices.attention import full, padded_head_dim
-from pyrerank.errors import CheckpointError
 from pyrerank.model.layers import Linear, gelu, linear, rotate
-from pyrerank.weights.checkpoint import Checkpoint, DecoderConfig
+from pyrerank.weights.checkpoint import Checkpoint
+from pyrerank.weights.config import CHANNELS, MERGE, NORM_EPS, PAIR, PATCH, ROPE_THETA, VisionConfig
 
 Grid = tuple[int, int, int]
-
-PATCH = 16  # pixels, each way
-MERGE = 2  # patches of a row of the decoder, each way
-PAIR = 2  # frames of a patch
-CHANNELS = 3
-# of all published models; their config.json says nothing of it, transformers has it as its default
-ROPE_THETA = 10000.0
-NORM_EPS = 1e-6  # likewise
-
-
-@dataclass(frozen=True)
-class VisionConfig:
-    """Shape of the tower, in the words of ``vision_config`` in ``config.json``."""
-
-    depth: int
-    hidden_size: int
-    intermediate_size: int
-    num_heads: int
-    out_hidden_size: int
-    num_position_embeddings: int
-    deepstack_visual_indexes: tuple[int, ...]
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_heads
-
-    @property
-    def side(self) -> int:
-        """The learned positions are a table of side x side."""
-        return math.isqrt(self.num_position_embeddings)
-
-    @classmethod
-    def read(cls, checkpoint: Checkpoint) -> VisionConfig:
-        """The tower's shape.
-
-        Raises:
-            CheckpointError: ``config.json`` lacks a field, or asks for what is not supported.
-        """
-        path = checkpoint.path
-        values = checkpoint.settings.get("vision_config")
-        if not isinstance(values, dict):
-            raise CheckpointError(f"{path}: config.json has no vision_config")
-        levels: Any = values.get("deepstack_visual_indexes")
-        sizes = cls.__dataclass_fields__.keys() - {"deepstack_visual_indexes"}
-        numbers: dict[str, Any] = {key: values.get(key) for key in sorted(sizes)}
-        problems = [
-            f"{key} must be a positive whole number, got {value!r}"
-            for key, value in numbers.items()
-            if not isinstance(value, int) or value < 1
-        ]
-        if not isinstance(levels, list):
-            problems.append(f"deepstack_visual_indexes must be a list, got {levels!r}")
-        if not problems:
-            config = cls(deepstack_visual_indexes=tuple(levels), **numbers)
-            problems = list(config._unsupported(values, checkpoint.config))
-        for file, settings in checkpoint.preprocessors().items():
-            problems += [f"{problem} in {file}" for problem in _other_pixels(settings)]
-        if problems:
-            raise CheckpointError(
-                f"{path}: pyrerank does not read pictures as this folder asks: "
-                f"{'; '.join(problems)}"
-            )
-        return config
-
-    def _unsupported(self, values: Mapping[str, Any], decoder: DecoderConfig) -> Iterator[str]:
-        rope = values.get("rope_parameters") or {}
-        # what published files say, and then what they leave to a default
-        fixed = {
-            "hidden_act": (values.get("hidden_act"), "gelu_pytorch_tanh"),
-            "patch_size": (values.get("patch_size"), PATCH),
-            "temporal_patch_size": (values.get("temporal_patch_size"), PAIR),
-            "spatial_merge_size": (values.get("spatial_merge_size"), MERGE),
-            "out_hidden_size": (self.out_hidden_size, decoder.hidden_size),
-            "in_channels": (values.get("in_channels", CHANNELS), CHANNELS),
-            "rope_type": (rope.get("rope_type", "axial"), "axial"),
-            "rope_theta": (rope.get("rope_theta", ROPE_THETA), ROPE_THETA),
-        }
-        for key, (got, want) in fixed.items():
-            if got != want:
-                yield f"{key} must be {want!r}, got {got!r}"
-        if self.hidden_size % (4 * self.num_heads):
-            yield "hidden_size must be num_heads times a multiple of 4"
-        if self.side**2 != self.num_position_embeddings:
-            yield "num_position_embeddings must be a square"
-        levels = list(self.deepstack_visual_indexes)
-        if levels != [n for n in range(self.depth) if n in levels]:
-            yield "deepstack_visual_indexes must be rising numbers below depth"
-        if len(levels) > decoder.num_hidden_layers:
-            yield "deepstack_visual_indexes must be no more than the decoder's layers"
-
-
-def _other_pixels(preprocessor: Mapping[str, Any]) -> Iterator[str]:
-    """What a preprocessor's settings ask of pixels that `patches` does not do; limits of sizes do
-    not count, the published scripts have others."""
-    fixed = {
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "resample": 3,  # bicubic
-        "image_mean": [0.5] * CHANNELS,
-        "image_std": [0.5] * CHANNELS,
-        "patch_size": PATCH,
-        "temporal_patch_size": PAIR,
-        "merge_size": MERGE,
-    }
-    for key, want in fixed.items():
-        got = preprocessor.get(key)
-        if got not in (None, want):
-            yield f"{key} must be {want!r}, got {got!r}"
 
 
 class PatchEmbed(nn.Module):
@@ -246,7 +135,7 @@ class VisionTower(nn.Module):
         """Builds the tower around the checkpoint's tensors, each brought to ``device`` as it is
         read.  Raises `CheckpointError` if a tensor is missing, extra or misshapen, or if
         ``config.json`` describes no tower that pyrerank runs."""
-        config = VisionConfig.read(checkpoint)
+        config = checkpoint.vision_config()
         with torch.device("meta"):
             tower = cls(config)
         shapes = {name: parameter.shape for name, parameter in tower.named_parameters()}

@@ -17,6 +17,7 @@ import torch
 from tokenizers import Tokenizer, normalizers
 
 from pyrerank.errors import CheckpointError
+from pyrerank.weights.config import DecoderConfig, VisionConfig
 from pyrerank.weights.find import find_folder, read_json, refuse_pointer, weight_files
 from pyrerank.weights.modules import Modules, check_config
 from pyrerank.weights.tensors import TensorFile, listed, open_weights
@@ -33,23 +34,6 @@ ARCHITECTURES = {
 }
 DECODER = {"qwen3": "", "qwen3-vl": "language_model."}  # before the decoder's names, in the model
 VISION = "visual."
-FULL = ["full_attention"]
-
-
-@dataclass(frozen=True)
-class DecoderConfig:
-    """Shape of the Qwen3 decoder, in the words of its ``config.json``."""
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    rms_norm_eps: float
-    rope_theta: float
-    mrope_section: tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -149,18 +133,9 @@ class Checkpoint:
                     f"{self.path}: tokenizer_config.json sets {key}, which pyrerank does not follow"
                 )
 
-    def preprocessors(self) -> dict[str, dict[str, Any]]:
-        """What the folder says of pictures' pixels: settings by the name of their file."""
-        names = ("preprocessor_config.json", "video_preprocessor_config.json")
-        settings = {name: read_json(self.path / name) for name in names if self._has(name)}
-        if self._has(name := "processor_config.json"):  # where transformers 5 nests both
-            for kind in ("image_processor", "video_processor"):
-                nested = read_json(self.path / name).get(kind)
-                settings |= {f"{name}, {kind}": nested} if isinstance(nested, dict) else {}
-        return settings
-
-    def _has(self, name: str) -> bool:
-        return (self.path / name).is_file()
+    def vision_config(self) -> VisionConfig:
+        """The shape of the vision tower; raises as `VisionConfig.read`."""
+        return VisionConfig.read(self.path, self.settings, self.config)
 
     def decoder_weights(
         self, shapes: Mapping[str, torch.Size], *, dtype: torch.dtype
@@ -340,44 +315,8 @@ def open_checkpoint(model: str | os.PathLike[str] | Checkpoint) -> Checkpoint:
         family=family,
         classifier=classifier,
         tied=bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
-        config=_decoder_config(path, family, text),
+        config=DecoderConfig.read(path, family, text),
         settings=config,
         modules=Modules.read(path),
         tensors=tensors,
     )
-
-
-def _decoder_config(path: Path, family: str, text: Mapping[str, Any]) -> DecoderConfig:
-    # rope_parameters is where transformers 5 keeps what earlier files spread over two keys; where
-    # both are, it takes rope_scaling
-    rope = {**(text.get("rope_parameters") or {}), **(text.get("rope_scaling") or {})}
-    expected = {
-        "hidden_act": (text.get("hidden_act", "silu"), "silu"),
-        "attention_bias": (text.get("attention_bias", False), False),
-        "use_sliding_window": (text.get("use_sliding_window", False), False),
-        "layer_types": (sorted(set(text.get("layer_types") or FULL)), FULL),
-        "is_causal": (text.get("is_causal", True), True),
-        "use_bidirectional_attention": (text.get("use_bidirectional_attention") or False, False),
-        "rope type": (rope.get("rope_type", rope.get("type", "default")), "default"),
-        "mrope_interleaved": (rope.get("mrope_interleaved", True), True),
-    }
-    for key, (got, want) in expected.items():
-        if got is not None and got != want:
-            raise CheckpointError(
-                f"{path}: config.json sets {key} to {got!r}; pyrerank supports only {want!r}"
-            )
-    values = dict(text, rope_theta=rope.get("rope_theta", text.get("rope_theta")))
-    half = (text.get("head_dim") or 0) // 2
-    # text models have one position a token; the other default is that of transformers
-    default = (half, 0, 0) if family == "qwen3" else (24, 20, 20)
-    values["mrope_section"] = section = tuple(rope.get("mrope_section", default))
-    fields = DecoderConfig.__dataclass_fields__
-    missing = [key for key in fields if values.get(key) is None]
-    if missing:
-        raise CheckpointError(f"{path}: config.json lacks {', '.join(missing)}")
-    if len(section) != 3 or sum(section) != half:
-        raise CheckpointError(
-            f"{path}: mrope_section must be three numbers that add up to {half}, half of head_dim, "
-            f"got {list(section)}"
-        )
-    return DecoderConfig(**{key: values[key] for key in fields})

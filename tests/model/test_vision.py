@@ -18,8 +18,9 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoP
 from pyrerank import CheckpointError
 from pyrerank.engine.batch import positions
 from pyrerank.model.decoder import interleaved_axes
-from pyrerank.model.vision import VisionConfig, VisionTower, patches
+from pyrerank.model.vision import VisionTower, patches
 from pyrerank.weights.checkpoint import open_checkpoint
+from pyrerank.weights.config import VisionConfig
 
 pytestmark = pytest.mark.slow
 
@@ -312,7 +313,7 @@ class TestLoading:
 
     def test_reads_the_published_fields(self, damaged):
         self.edit(damaged, rope_parameters=None)  # as in published files
-        config = VisionConfig.read(open_checkpoint(damaged))
+        config = open_checkpoint(damaged).vision_config()
         assert config == VisionConfig(**VISION | {"deepstack_visual_indexes": (0, 2)})
         assert (config.head_dim, config.side) == (16, 8)
 

@@ -16,8 +16,9 @@ pytest.importorskip("torch_npu")
 from pyrerank import Embedder, Media, OutOfMemory, Reranker
 from pyrerank.engine.graphs import buckets
 from pyrerank.media.reader import Reader
-from pyrerank.model.vision import VisionConfig, VisionTower
+from pyrerank.model.vision import VisionTower
 from pyrerank.weights.checkpoint import open_checkpoint
+from pyrerank.weights.config import VisionConfig
 
 FEATURES = {torch.float32: 1e-5, torch.bfloat16: 5e-2}
 SCORES = {"float32": 1e-5, "bfloat16": 2e-2}

@@ -1,0 +1,205 @@
+"""The shapes of the decoder and of the vision tower, read from ``config.json``.
+
+A setting that pyrerank does not follow is refused by its name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyrerank.errors import CheckpointError
+from pyrerank.weights.find import read_json
+
+FULL = ["full_attention"]  # the only kind of layer that is run
+
+# The vision towers of all published models have these in common.
+PATCH = 16  # pixels, each way
+MERGE = 2  # patches that become one row of the decoder, each way
+PAIR = 2  # frames of a patch
+CHANNELS = 3
+# Published files do not say these two; they are the defaults of transformers.
+ROPE_THETA = 10000.0
+NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """The shape of the Qwen3 decoder, in the words of ``config.json``."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+    mrope_section: tuple[int, int, int]
+
+    @classmethod
+    def read(cls, path: Path, family: str, text: Mapping[str, Any]) -> DecoderConfig:
+        """Reads the shape from ``text``, the part of ``config.json`` that is about the decoder.
+
+        Args:
+            path: the folder, for messages.
+            family: "qwen3" or "qwen3-vl".
+
+        Raises:
+            CheckpointError: a field is absent, or asks for what pyrerank does not run.
+        """
+        # transformers 5 keeps in rope_parameters what earlier files spread over two keys; where
+        # rope_scaling is there as well, it counts
+        rope = {**(text.get("rope_parameters") or {}), **(text.get("rope_scaling") or {})}
+        expected = {
+            "hidden_act": (text.get("hidden_act", "silu"), "silu"),
+            "attention_bias": (text.get("attention_bias", False), False),
+            "use_sliding_window": (text.get("use_sliding_window", False), False),
+            "layer_types": (sorted(set(text.get("layer_types") or FULL)), FULL),
+            "is_causal": (text.get("is_causal", True), True),
+            "use_bidirectional_attention": (
+                text.get("use_bidirectional_attention") or False,
+                False,
+            ),
+            "rope type": (rope.get("rope_type", rope.get("type", "default")), "default"),
+            "mrope_interleaved": (rope.get("mrope_interleaved", True), True),
+        }
+        for key, (got, want) in expected.items():
+            if got is not None and got != want:
+                raise CheckpointError(
+                    f"{path}: config.json sets {key} to {got!r}; pyrerank supports only {want!r}"
+                )
+        values = dict(text, rope_theta=rope.get("rope_theta", text.get("rope_theta")))
+        half = (text.get("head_dim") or 0) // 2
+        # a text model has one position a token; the default of a VL model is that of transformers
+        default = (half, 0, 0) if family == "qwen3" else (24, 20, 20)
+        values["mrope_section"] = section = tuple(rope.get("mrope_section", default))
+        fields = cls.__dataclass_fields__
+        missing = [key for key in fields if values.get(key) is None]
+        if missing:
+            raise CheckpointError(f"{path}: config.json lacks {', '.join(missing)}")
+        if len(section) != 3 or sum(section) != half:
+            raise CheckpointError(
+                f"{path}: mrope_section must be three numbers that add up to {half}, half of "
+                f"head_dim, got {list(section)}"
+            )
+        return cls(**{key: values[key] for key in fields})
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The shape of the vision tower, in the words of ``vision_config`` in ``config.json``."""
+
+    depth: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    out_hidden_size: int
+    num_position_embeddings: int
+    deepstack_visual_indexes: tuple[int, ...]
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def side(self) -> int:
+        """The learned positions are a table of side x side."""
+        return math.isqrt(self.num_position_embeddings)
+
+    @classmethod
+    def read(cls, path: Path, settings: Mapping[str, Any], decoder: DecoderConfig) -> VisionConfig:
+        """Reads the shape from ``settings``, which is all of ``config.json``.
+
+        Raises:
+            CheckpointError: a field is absent, or the folder ``path`` asks for a tower, or for
+                pixels, that pyrerank does not have.
+        """
+        values = settings.get("vision_config")
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{path}: config.json has no vision_config")
+        levels: Any = values.get("deepstack_visual_indexes")
+        sizes = cls.__dataclass_fields__.keys() - {"deepstack_visual_indexes"}
+        numbers: dict[str, Any] = {key: values.get(key) for key in sorted(sizes)}
+        problems = [
+            f"{key} must be a positive whole number, got {value!r}"
+            for key, value in numbers.items()
+            if not isinstance(value, int) or value < 1
+        ]
+        if not isinstance(levels, list):
+            problems.append(f"deepstack_visual_indexes must be a list, got {levels!r}")
+        if not problems:
+            config = cls(deepstack_visual_indexes=tuple(levels), **numbers)
+            problems = list(config._unsupported(values, decoder))
+        for file, preprocessor in _preprocessors(path).items():
+            problems += [f"{problem} in {file}" for problem in _other_pixels(preprocessor)]
+        if problems:
+            raise CheckpointError(
+                f"{path}: pyrerank does not read pictures as this folder asks: "
+                f"{'; '.join(problems)}"
+            )
+        return config
+
+    def _unsupported(self, values: Mapping[str, Any], decoder: DecoderConfig) -> Iterator[str]:
+        rope = values.get("rope_parameters") or {}
+        # what published files say, and then what they leave to a default
+        fixed = {
+            "hidden_act": (values.get("hidden_act"), "gelu_pytorch_tanh"),
+            "patch_size": (values.get("patch_size"), PATCH),
+            "temporal_patch_size": (values.get("temporal_patch_size"), PAIR),
+            "spatial_merge_size": (values.get("spatial_merge_size"), MERGE),
+            "out_hidden_size": (self.out_hidden_size, decoder.hidden_size),
+            "in_channels": (values.get("in_channels", CHANNELS), CHANNELS),
+            "rope_type": (rope.get("rope_type", "axial"), "axial"),
+            "rope_theta": (rope.get("rope_theta", ROPE_THETA), ROPE_THETA),
+        }
+        for key, (got, want) in fixed.items():
+            if got != want:
+                yield f"{key} must be {want!r}, got {got!r}"
+        if self.hidden_size % (4 * self.num_heads):
+            yield "hidden_size must be num_heads times a multiple of 4"
+        if self.side**2 != self.num_position_embeddings:
+            yield "num_position_embeddings must be a square"
+        levels = list(self.deepstack_visual_indexes)
+        if levels != [n for n in range(self.depth) if n in levels]:
+            yield "deepstack_visual_indexes must be rising numbers below depth"
+        if len(levels) > decoder.num_hidden_layers:
+            yield "deepstack_visual_indexes must be no more than the decoder's layers"
+
+
+def _preprocessors(path: Path) -> dict[str, dict[str, Any]]:
+    """The settings of pictures' pixels that a folder has, by the names of their files."""
+    names = ("preprocessor_config.json", "video_preprocessor_config.json")
+    settings = {name: read_json(path / name) for name in names if (path / name).is_file()}
+    name = "processor_config.json"  # transformers 5 writes both into this file
+    if (path / name).is_file():
+        for kind in ("image_processor", "video_processor"):
+            nested = read_json(path / name).get(kind)
+            settings |= {f"{name}, {kind}": nested} if isinstance(nested, dict) else {}
+    return settings
+
+
+def _other_pixels(preprocessor: Mapping[str, Any]) -> Iterator[str]:
+    """The settings that ask for other pixels than `pyrerank.model.vision.patches` makes.
+
+    Limits of sizes are not among them: pictures have the sizes of the published scripts.
+    """
+    fixed = {
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "resample": 3,  # bicubic
+        "image_mean": [0.5] * CHANNELS,
+        "image_std": [0.5] * CHANNELS,
+        "patch_size": PATCH,
+        "temporal_patch_size": PAIR,
+        "merge_size": MERGE,
+    }
+    for key, want in fixed.items():
+        got = preprocessor.get(key)
+        if got not in (None, want):
+            yield f"{key} must be {want!r}, got {got!r}"
