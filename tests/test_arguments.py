@@ -379,7 +379,7 @@ def test_a_torch_npu_that_does_not_work_is_passed_over_with_a_warning(monkeypatc
     def broken():
         raise pyrerank.DeviceError("torch_npu 9.9 does not import (no libascendcl)")
 
-    monkeypatch.setattr(devices, "_installed", lambda package: "9.9")
+    monkeypatch.setattr(devices, "installed", lambda package: "9.9")
     monkeypatch.setattr(devices, "_torch_npu", broken)
     with pytest.warns(RuntimeWarning, match="no NPU is used: torch_npu 9.9 does not") as seen:
         found = devices.resolve(None)

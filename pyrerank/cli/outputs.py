@@ -13,6 +13,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from pyrerank.embedder import numbers
+
 HEADER = 128  # bytes of an npy file's, for any number of rows
 
 
@@ -78,8 +80,3 @@ def _dump(record: dict[str, Any]) -> bytes:
     text = json.dumps(record, ensure_ascii=False, allow_nan=False, default=numbers)
     # a message may quote what is not Unicode; answers do not
     return text.encode("utf-8", "replace") + b"\n"
-
-
-def numbers(vector: np.ndarray) -> list[float]:
-    """A float32 vector in the fewest digits that tell its values from their neighbours."""
-    return [float(digits) for digits in vector.astype(str)]

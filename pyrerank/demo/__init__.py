@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyrerank.cli.display import in_words
-
 FOLDER = Path(__file__).parent
 
 
@@ -64,5 +62,5 @@ def _element(content: Any) -> str:
     if isinstance(content, str):
         return f"<span>{html.escape(content)}</span>"
     data = base64.b64encode((FOLDER / content["image"]).read_bytes()).decode()
-    name = html.escape(in_words(content))
+    name = html.escape(f"[{content['image']}]")
     return f'<img src="data:image/png;base64,{data}" alt="{name}" title="{name}">'

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib
 import os
-from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
 import torch
 
 from pyrerank.checks import warn
+from pyrerank.devices.versions import installed
 from pyrerank.errors import DeviceError, EngineClosed
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -151,16 +151,9 @@ def works(device: torch.device) -> bool:
         return False
 
 
-def _installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 def _npus() -> int:
     """How many NPUs this process can use."""
-    if _installed("torch_npu") is None:
+    if installed("torch_npu") is None:
         return 0
     try:
         return int(_torch_npu().device_count())
@@ -172,7 +165,7 @@ def _npus() -> int:
 def _torch_npu() -> ModuleType:
     """Imports torch_npu, which registers ``torch.npu``, and returns that."""
     release = torch.__version__.split("+")[0]
-    found = _installed("torch_npu")
+    found = installed("torch_npu")
     advice = f"pip install torch_npu=={release}, the release made for torch {release}"
     if found is None:
         raise DeviceError(f"device npu needs torch_npu, which is not installed: {advice}")

@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 
-from pyrerank.cli.outputs import numbers
-from pyrerank.embedder import Embedder
+from pyrerank.embedder import Embedder, numbers
 from pyrerank.media.images import Media
 from pyrerank.media.reader import Content, Reader
 from pyrerank.prompts.items import Pair, Prompt
