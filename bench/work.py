@@ -34,7 +34,7 @@ import torch
 
 from pyrerank.devices.select import runtime
 from pyrerank.media.reader import Reader
-from pyrerank.prompts.encoder import EmbeddingEncoder, PromptEncoder
+from pyrerank.prompts.encoder import InputEncoder, PairEncoder
 from pyrerank.prompts.items import Prompt, Visual, pair_up
 from pyrerank.weights.checkpoint import Checkpoint
 from pyrerank.weights.config import (
@@ -63,10 +63,10 @@ def encode(checkpoint: Checkpoint, job: dict[str, Any]) -> list[Prompt]:
     """The prompts of a job."""
     reader, tokenizer = Reader(), checkpoint.tokenizer()
     if "inputs" in job:
-        embedding = EmbeddingEncoder(tokenizer, checkpoint.family)
+        embedding = InputEncoder(tokenizer, checkpoint.family)
         inputs = [embedding.input("inputs", value, None, reader) for value in job["inputs"]]
         return embedding.encode(inputs)
-    scoring = PromptEncoder(tokenizer, checkpoint.family)
+    scoring = PairEncoder(tokenizer, checkpoint.family)
     contents = pair_up(job["query"], job["documents"])
     return scoring.encode([scoring.pair("documents", *pair, None, reader) for pair in contents])
 

@@ -20,7 +20,7 @@ from pyrerank.kernels import ops
 from pyrerank.media.images import Media
 from pyrerank.media.reader import Reader
 from pyrerank.model.decoder import RMSNorm
-from pyrerank.prompts.encoder import EmbeddingEncoder
+from pyrerank.prompts.encoder import InputEncoder
 from pyrerank.prompts.items import Input, Prompt
 from pyrerank.weights.checkpoint import Checkpoint, open_checkpoint
 from pyrerank.weights.modules import Dense
@@ -145,7 +145,7 @@ class Embedder(Engine[Input, Embedding]):
     """
 
     _unit, _named = "input", "inputs[{}]"
-    _encoder: EmbeddingEncoder
+    _encoder: InputEncoder
 
     def __init__(
         self,
@@ -179,7 +179,7 @@ class Embedder(Engine[Input, Embedding]):
             self.normalize = check_flag("normalize", normalize)
         super().__init__(
             checkpoint,
-            _encoder(checkpoint, max_tokens),
+            InputEncoder.of(checkpoint, max_tokens),
             lambda device: _head(checkpoint, device),
             device=device,
             dtype=dtype,
@@ -328,16 +328,6 @@ def numbers(vector: np.ndarray) -> list[float]:
     JSON then says 0.1, and not 0.10000000149011612.
     """
     return [float(digits) for digits in vector.astype(str)]
-
-
-def _encoder(checkpoint: Checkpoint, max_tokens: int | None) -> EmbeddingEncoder:
-    tokenizer = checkpoint.tokenizer()
-    try:
-        encoder = EmbeddingEncoder(tokenizer, checkpoint.family, checkpoint.modules)
-    except ValueError as error:
-        raise CheckpointError(f"{checkpoint.path}: {error}") from None
-    encoder.limit(max_tokens, checkpoint.max_positions)
-    return encoder
 
 
 def _head(checkpoint: Checkpoint, device: torch.device) -> _PoolHead:

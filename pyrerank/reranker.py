@@ -12,12 +12,11 @@ import torch
 from pyrerank.checks import check_int, check_list, check_text, entries
 from pyrerank.engine.engine import Engine
 from pyrerank.engine.loaded import Loaded
-from pyrerank.errors import CheckpointError
 from pyrerank.kernels import ops
 from pyrerank.media.images import Media
 from pyrerank.media.reader import Reader, is_parts
 from pyrerank.model.decoder import RMSNorm
-from pyrerank.prompts.encoder import PromptEncoder
+from pyrerank.prompts.encoder import PairEncoder
 from pyrerank.prompts.items import Explanation, Pair, Prompt, pair_up
 from pyrerank.weights.checkpoint import Checkpoint, open_checkpoint
 
@@ -113,7 +112,7 @@ class Reranker(Engine[Pair, Score]):
     """
 
     _unit, _named = "pair", "pair {}"
-    _encoder: PromptEncoder
+    _encoder: PairEncoder
 
     def __init__(
         self,
@@ -130,7 +129,7 @@ class Reranker(Engine[Pair, Score]):
         if instruction is not None:
             check_text("instruction", instruction)
         checkpoint = open_checkpoint(model)
-        encoder = prompt_encoder(checkpoint, max_tokens)
+        encoder = PairEncoder.of(checkpoint, max_tokens)
         self.instruction = instruction
         w, bias = checkpoint.classifier_vector(encoder.yes, encoder.no)
         super().__init__(
@@ -324,23 +323,8 @@ def explain(
 
     Reads the checkpoint's tokenizer, not its weights.
     """
-    encoder = prompt_encoder(open_checkpoint(model), max_tokens)
+    encoder = PairEncoder.of(open_checkpoint(model), max_tokens)
     return encoder.explain(encoder.pair("document", query, document, instruction, Reader(media)))
-
-
-def prompt_encoder(checkpoint: Checkpoint, max_tokens: int | None = None) -> PromptEncoder:
-    """What makes prompts of pairs, for a checkpoint.  Reads its tokenizer, not its weights."""
-    if checkpoint.modules.task == "embed":
-        raise CheckpointError(
-            f"{checkpoint.path} is published for embedding: use Embedder, or pyrerank embed"
-        )
-    tokenizer = checkpoint.tokenizer()
-    try:
-        encoder = PromptEncoder(tokenizer, checkpoint.family, checkpoint.modules)
-    except ValueError as error:
-        raise CheckpointError(f"{checkpoint.path}: {error}") from None
-    encoder.limit(max_tokens, checkpoint.max_positions)
-    return encoder
 
 
 LOADED = Loaded(Reranker)

@@ -13,7 +13,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from pyrerank.engine.batch import Run, pack, plan
-from pyrerank.prompts.encoder import PromptEncoder
+from pyrerank.prompts.encoder import PairEncoder
 from pyrerank.prompts.items import Prompt
 
 FOLDER = Path(__file__).parent
@@ -41,7 +41,7 @@ CALL = {
 
 
 def encode(tokenizer: Tokenizer) -> list[Prompt]:
-    encoder = PromptEncoder(tokenizer, "qwen3")
+    encoder = PairEncoder(tokenizer, "qwen3")
     pairs = [(query, document) for query, documents in CALL.items() for document in documents]
     return encoder.encode([encoder.pair("document", *pair) for pair in pairs])
 

@@ -95,13 +95,13 @@ def _info(args: argparse.Namespace) -> int:
 
 def _explain(args: argparse.Namespace) -> int:
     from pyrerank.media.reader import Reader
-    from pyrerank.reranker import prompt_encoder
+    from pyrerank.prompts.encoder import PairEncoder
     from pyrerank.weights.checkpoint import open_checkpoint
 
     _source(args, "texts", "documents")
     query, documents = _pairs(args)
     reader = Reader(_media(args))
-    encoder = prompt_encoder(open_checkpoint(args.model), args.max_tokens)
+    encoder = PairEncoder.of(open_checkpoint(args.model), args.max_tokens)
     for i, document in enumerate(documents):
         # as `score` makes it, where --instruction is for documents that do not say
         pair = encoder.pair(f"documents[{i}]", query, document, None, reader, args.instruction)

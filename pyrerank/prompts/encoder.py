@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, lru_cache
-from typing import Generic
+from typing import TYPE_CHECKING, ClassVar, Generic, Self
 
 from tokenizers import Encoding, Tokenizer
 
 from pyrerank.checks import check_int, check_text
+from pyrerank.errors import CheckpointError
 from pyrerank.media.images import SIDE
 from pyrerank.media.reader import Content, Reader
 from pyrerank.prompts.items import Explanation, Input, Item, Pair, Prompt, Span, Visual
@@ -32,6 +33,9 @@ from pyrerank.prompts.templates import (
 from pyrerank.prompts.tokens import PlainText, control_pattern, single_token, special_tokens
 from pyrerank.weights.modules import Modules
 
+if TYPE_CHECKING:
+    from pyrerank.weights.checkpoint import Checkpoint
+
 START, END = "<|vision_start|>", "<|vision_end|>"
 # An instruction that leaves less is a mistake; and as words at the seams of the template may share
 # a token with it, a few more tokens than the template's own can be beyond truncation.
@@ -44,17 +48,21 @@ class Encoder(Generic[Item]):
     Args:
         tokenizer: the checkpoint's.
         family: ``"qwen3"``, which reads text only, or ``"qwen3-vl"``.
-        published: most tokens of a whole prompt, as long as `limit` does not say otherwise.
+        modules: what the checkpoint's folder says of prompts and limits.
 
     Attributes:
         max_tokens: most tokens of a whole prompt.
     """
 
+    _limits: ClassVar[
+        Mapping[str, int]
+    ]  # of the published scripts: most tokens of a prompt, by family
     _least: int  # tokens of the shortest prompt that says something
 
-    def __init__(self, tokenizer: Tokenizer, family: str, published: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, family: str, modules: Modules | None = None) -> None:
+        self.modules = modules or Modules()
         self.family = family
-        self.max_tokens = self._published = published
+        self.max_tokens = self._published = self.modules.limit(self._limits[family])
         self._tokenizer = tokenizer
         self._text = text = PlainText(tokenizer)
         self._controls = control_pattern(tokenizer)
@@ -62,6 +70,22 @@ class Encoder(Generic[Item]):
         # The ids of what is no content: texts of templates, instructions.  The function knows
         # nothing of the encoder, which would refer to itself, and be freed late.
         self._fixed = lru_cache(maxsize=256)(lambda fixed: text.ids(*text.encode([fixed])))
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, max_tokens: int | None = None) -> Self:
+        """The encoder of a checkpoint, of which it reads the tokenizer and no weight.
+
+        Raises:
+            CheckpointError: the tokenizer cannot be read, or is not of a model that pyrerank runs.
+            ValueError: ``max_tokens``, see `limit`.
+        """
+        tokenizer = checkpoint.tokenizer()
+        try:
+            encoder = cls(tokenizer, checkpoint.family, checkpoint.modules)
+        except ValueError as error:
+            raise CheckpointError(f"{checkpoint.path}: {error}") from None
+        encoder.limit(max_tokens, checkpoint.max_positions)
+        return encoder
 
     def limit(self, max_tokens: int | None, most: int) -> None:
         """Sets `max_tokens`; None takes what the model was published with.
@@ -184,7 +208,7 @@ class Encoder(Generic[Item]):
         return item
 
 
-class PromptEncoder(Encoder[Pair]):
+class PairEncoder(Encoder[Pair]):
     """Encodes pairs, with one family's template, or with the chat template that ``modules`` has.
 
     Attributes:
@@ -193,14 +217,15 @@ class PromptEncoder(Encoder[Pair]):
         is_published: whether prompts are worded as the published script words them.
     """
 
+    _limits: ClassVar = {
+        family: each.max_tokens + each.uncounted for family, each in TEMPLATES.items()
+    }
     yes: int
     no: int | None
 
     def __init__(self, tokenizer: Tokenizer, family: str, modules: Modules | None = None) -> None:
-        modules = modules or Modules()
-        self.template = TEMPLATES[family]
-        limit = modules.limit(self.template.max_tokens + self.template.uncounted)
-        super().__init__(tokenizer, family, limit)
+        super().__init__(tokenizer, family, modules)
+        self.template, modules = TEMPLATES[family], self.modules
         self.yes, self.no = modules.answers or (self._token("yes"), self._token("no"))
         self.default: str | None = modules.default_prompt or self.template.default_instruction
         self._chat, prompt = modules.chat, modules.default_prompt
@@ -212,6 +237,15 @@ class PromptEncoder(Encoder[Pair]):
             self.default = prompt
         self.is_published = self._chat is None
         self._least = self._shortest(Pair(self.default, Content(), Content()))
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, max_tokens: int | None = None) -> Self:
+        """As `Encoder.of`; refuses a checkpoint that embeds, as well."""
+        if checkpoint.modules.task == "embed":
+            raise CheckpointError(
+                f"{checkpoint.path} is published for embedding: use Embedder, or pyrerank embed"
+            )
+        return super().of(checkpoint, max_tokens)
 
     def _as_published(self, prompt: str | None) -> bool:
         """Whether the chat template words pairs as the published script does."""
@@ -279,15 +313,16 @@ class PromptEncoder(Encoder[Pair]):
         return self._checked(name, Pair(own, *contents))
 
 
-class EmbeddingEncoder(Encoder[Input]):
+class InputEncoder(Encoder[Input]):
     """Encodes inputs, with one family's embedding prompt, or with what ``modules`` has of it."""
 
+    _limits: ClassVar = dict.fromkeys(TEMPLATES, MAX_EMBEDDING_TOKENS)
+
     def __init__(self, tokenizer: Tokenizer, family: str, modules: Modules | None = None) -> None:
-        self.modules = modules or Modules()
+        super().__init__(tokenizer, family, modules)
         self._ends = special_tokens(tokenizer)
         if not self.modules.listed and self._ends == ([], []):
             self._ends = [], ["<|endoftext|>"]  # as the published tokenizer ends a text
-        super().__init__(tokenizer, family, self.modules.limit(MAX_EMBEDDING_TOKENS))
         self._edits = False  # whether the published script's edits of instructions are made
         if family == "qwen3-vl" and self.modules.listed:
             if self.modules.chat is None:
@@ -324,7 +359,7 @@ class EmbeddingEncoder(Encoder[Input]):
 
         ``prompt_name`` chooses one of the folder's prompts in place of an instruction.
 
-        Raises: as `PromptEncoder.pair`; ValueError: no such prompt, or an instruction as well.
+        Raises: as `PairEncoder.pair`; ValueError: no such prompt, or an instruction as well.
         """
         if instruction is not None:
             check_text("instruction", instruction)

@@ -232,7 +232,7 @@ def chat_prompt(
 
     Args:
         parts: texts of the template at even places, between them what stands there: "system",
-            which is the instruction, and the roles of contents; see `pyrerank.prompts.chat`.
+            which is the instruction, and the roles of contents; see `pyrerank.weights.chat`.
         contents: by role.
         controls: finds control tokens in the template's texts.
     """

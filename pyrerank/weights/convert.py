@@ -28,8 +28,8 @@ from tqdm import tqdm
 
 from pyrerank.embedder import Embedder
 from pyrerank.errors import CheckpointError
-from pyrerank.prompts.encoder import PromptEncoder
-from pyrerank.reranker import Reranker, prompt_encoder
+from pyrerank.prompts.encoder import PairEncoder
+from pyrerank.reranker import Reranker
 from pyrerank.weights.checkpoint import ARCHITECTURES, Checkpoint, open_checkpoint
 from pyrerank.weights.find import read_json
 from pyrerank.weights.lora import merge
@@ -134,8 +134,8 @@ def convert(
         added: dict[str, torch.Tensor] = {}
         if not embedder:
             tokenizer = checkpoint.tokenizer()
-            encoder = prompt_encoder(checkpoint)
-            _check_sayable(checkpoint, encoder, PromptEncoder(tokenizer, checkpoint.family))
+            encoder = PairEncoder.of(checkpoint)
+            _check_sayable(checkpoint, encoder, PairEncoder(tokenizer, checkpoint.family))
             w, _ = checkpoint.classifier_vector(encoder.yes, encoder.no)
             added["score.weight"] = w[None]
         files = _write_weights(checkpoint, kept, added, folder)
@@ -157,7 +157,7 @@ def convert(
     return Converted(written.architecture, files, compared, difference)
 
 
-def _check_sayable(checkpoint: Checkpoint, asked: PromptEncoder, plain: PromptEncoder) -> None:
+def _check_sayable(checkpoint: Checkpoint, asked: PairEncoder, plain: PairEncoder) -> None:
     """Refuses prompts that a folder without files of sentence-transformers has no place for."""
     most = min(plain.max_tokens, checkpoint.max_positions)  # lower is a choice of the folder's
     same = most <= checkpoint.modules.limit(plain.max_tokens) <= plain.max_tokens

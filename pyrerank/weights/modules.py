@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pyrerank.errors import CheckpointError
-from pyrerank.prompts.chat import Chat
+from pyrerank.weights.chat import Chat
 from pyrerank.weights.find import read_json
 
 # pooling_mode of sentence-transformers -> mode of fused_pool

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from lines import CAT, jsonl
 
-from pyrerank import Reranker, reranker
+from pyrerank import Reranker
 from pyrerank.cli.jsonl import content_of
 from pyrerank.cli.main import main
 from pyrerank.prompts.templates import HEAD, TAIL
+from pyrerank.weights.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -115,10 +116,8 @@ def test_explain_shows_what_score_runs(capsys, monkeypatch):
     """Also where a document comes in the published template, with an instruction of its own; and
     the tokenizer is read once."""
     opened = []
-    encoder = reranker.prompt_encoder
-    monkeypatch.setattr(
-        reranker, "prompt_encoder", lambda *given: opened.append(1) or encoder(*given)
-    )
+    read = Checkpoint.tokenizer
+    monkeypatch.setattr(Checkpoint, "tokenizer", lambda *given: opened.append(1) or read(*given))
     options = ["--model", "demo", "--instruction", "Find it."]
     assert main(["explain", *options, "--query", "q", "a", "b", "c"]) == 0
     shown = capsys.readouterr().out

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from pyrerank.checks import check_text
-from pyrerank.prompts.encoder import PromptEncoder
+from pyrerank.prompts.encoder import PairEncoder
 from pyrerank.prompts.items import pair_up
 from pyrerank.prompts.templates import HEAD, TAIL, TEMPLATES, THOUGHT, unformat
 
@@ -31,15 +31,15 @@ def reference(vocabulary) -> PreTrainedTokenizerBase:
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def encoder(request, tokenizer: Tokenizer) -> PromptEncoder:
-    return PromptEncoder(tokenizer, request.param)
+def encoder(request, tokenizer: Tokenizer) -> PairEncoder:
+    return PairEncoder(tokenizer, request.param)
 
 
-def family_of(encoder: PromptEncoder) -> str:
+def family_of(encoder: PairEncoder) -> str:
     return next(name for name in FAMILIES if TEMPLATES[name] is encoder.template)
 
 
-def encode(encoder: PromptEncoder, query: str, document: str, instruction=None):
+def encode(encoder: PairEncoder, query: str, document: str, instruction=None):
     return encoder.encode([encoder.pair("document", query, document, instruction)])[0]
 
 
