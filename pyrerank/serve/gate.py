@@ -129,16 +129,16 @@ class Gate:
 
     def _release(self, visit: Visit) -> None:
         """Gives back what the body had reserved, once no thread reads it any more."""
-        reading, loop = visit.job.reading, asyncio.get_running_loop()
+        body_read, loop = visit.job.body_read, asyncio.get_running_loop()
 
         def later(_: Future[None]) -> None:
             with suppress(RuntimeError):  # the server has ended
                 loop.call_soon_threadsafe(self._reserve, visit, 0)
 
-        if reading is None or reading.done():
+        if body_read is None or body_read.done():
             self._reserve(visit, 0)
         else:
-            reading.add_done_callback(later)
+            body_read.add_done_callback(later)
 
     def _refusal(self, scope: Scope, headers: Headers, size: int, counted: bool) -> Response | None:
         """The answer to a request that comes no further."""

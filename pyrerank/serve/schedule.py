@@ -1,19 +1,21 @@
-"""Scheduling: the prompts of many requests, merged into passes of one engine.
+"""The scheduler merges the prompts of many requests into passes of one engine.
 
-One thread has the engine.  As long as any prompt waits, prompts go through one `Engine.stream`, as
-those of one call would.  Which prompts a pass has is decided as late as the engine allows, when the
-pass before it begins:
+One thread uses the engine.  As long as prompts wait, they go through one `Engine.stream`, as the
+prompts of one call do.  The scheduler decides as late as the engine allows which prompts a pass
+has, namely when the pass before it begins, and takes in this order:
 
-- small jobs, of which a pass can hold all that is left, the oldest first;
-- then large jobs, in turns of a few passes, so that what the prompts of one share is seldom
-  computed anew;
-- but small jobs that came after a pass without any prompt of a large job wait until large jobs have
-  had one, so that nobody waits for ever.
+- First come small jobs, whose remaining prompts all fit into one pass; the oldest is the first.
+- Then come large jobs.  Each has a turn of a few passes, so that tokens which its prompts have in
+  common are seldom computed again.
+- If a pass has no prompt of a large job, small jobs that arrive after it wait until large jobs have
+  had a pass.  So nobody waits for ever.
 
-So a small job waits for the pass that runs and for the one after it, however large the jobs are
-that came before.  The prompts of a job are sorted when it is queued, and those of a pass are sorted
-again, so that what they share is computed once, whoever sent it.  Each pass's rows are handed out
-when it is done.
+A small job therefore waits for the pass that the device computes and for the next one, however
+large the jobs before it are.  The prompts of a job are sorted when it is queued, and those of a
+pass are sorted again, so that common tokens are computed once, whoever sent them.  When a pass is
+done, its rows are handed out.
+
+This module knows nothing of requests, their fields, or HTTP.
 """
 
 from __future__ import annotations
@@ -36,9 +38,10 @@ from pyrerank.engine.engine import Engine
 from pyrerank.errors import EngineClosed
 from pyrerank.prompts.items import Prompt
 
-TURN = 4  # passes' tokens after which another large job has its turn
-# Passes' tokens that wait with their pictures decoded, of small jobs and of large ones; what is
-# more waits before that.
+# After prompts that fill so many passes, the turn goes to another large job.
+TURN = 4
+# The queue holds the tokens of so many passes of small jobs, and as many of large ones.  Their
+# pictures are decoded and take memory, so further jobs wait in the threads that read them.
 QUEUE = 32
 
 log = logging.getLogger("pyrerank.serve")
@@ -49,18 +52,20 @@ class Job:
     """The prompts of one request, on their way to rows of results.
 
     Attributes:
-        arrived: when the request came, of `time.monotonic`; the order of small jobs.
-        done: the rows, in the order of the prompts; when it is cancelled, the job leaves the queue.
-        prompts: set before the job is queued.
-        small: whether it was taken for small before it was read; then large ones do not hold it
-            back, whatever it turns out to be.
-        waiting: tokens of the prompts that wait.
-        computed: of each prompt, how many tokens were computed for it, and not for another before.
-        times: when it was queued, started and done.
-        reading: the work of the thread that reads the request's body; None before there is any.
-        turn: how many passes had been filled when it was queued or its last turn ended; the order
-            of large jobs.
-        served: tokens that its turn has had of passes, without the first of each that are shared.
+        arrived: when the request came, by `time.monotonic`.  Small jobs are taken in this order.
+        done: gets the rows, in the order of the prompts.  A job whose ``done`` is cancelled leaves
+            the queue.
+        prompts: the prompts; they are set before the job is queued.
+        small: whether the request was taken for small before it was read.  Then the job does not
+            wait for room among large ones, even if it turns out to be large.
+        waiting: how many tokens the prompts that wait have.
+        computed: how many tokens were computed for each prompt, by its number; the tokens that it
+            shares with the prompt before it do not count.
+        times: when the job was "queued", "started" and "done".
+        body_read: is done when no thread reads the request's body any more; None before one does.
+        turn: how many passes were filled before the job was queued, or before its last turn ended.
+            Large jobs are taken in this order.
+        served: how many tokens passes have computed for the job in its turn.
     """
 
     arrived: float = field(default_factory=time.monotonic)
@@ -70,42 +75,43 @@ class Job:
     waiting: int = 0
     computed: dict[int, int] = field(default_factory=dict)
     times: dict[str, float] = field(default_factory=dict)
-    reading: Future[None] | None = None
+    body_read: Future[None] | None = None
     turn: int = 0
     served: int = 0
     _rows: dict[int, torch.Tensor] = field(default_factory=dict)
-    # numbers of the prompts, sorted, and how many tokens each computes after the one before it
+    # the numbers of the prompts, sorted, and how many tokens each computes after the one before it
     _order: list[int] = field(default_factory=list)
     _costs: list[int] = field(default_factory=list)
-    _taken: int = 0  # how many wait no longer
-    _left: int = 0  # what those that wait cost
+    _taken: int = 0  # how many of the sorted prompts wait no longer
+    _cost: int = 0  # how many tokens the prompts that wait compute
 
     def mark(self, event: str) -> None:
         self.times.setdefault(event, time.monotonic())
 
     def sort(self, share: bool) -> None:
-        """Makes the prompts ready to be taken; ``share``: whether passes share prefixes."""
+        """Makes the prompts ready to be taken; ``share`` says whether prompts share prefixes."""
         self.waiting = sum(len(prompt.ids) for prompt in self.prompts)
-        [run] = plan([self.prompts], self.waiting, share=share, sequences=len(self.prompts))
-        self._order = run.members
-        each = zip(run.prompts, run.shared, strict=True)
-        self._costs = [len(prompt.ids) - skip for prompt, skip in each]
-        self._left = sum(self._costs)
+        [whole] = plan([self.prompts], self.waiting, share=share, sequences=len(self.prompts))
+        self._order = whole.members
+        each = zip(whole.prompts, whole.shared, strict=True)
+        self._costs = [len(prompt.ids) - shared for prompt, shared in each]
+        self._cost = sum(self._costs)
 
     def is_large(self, budget: int) -> bool:
-        """Whether one pass cannot hold what is left of it."""
-        return self._left > budget and len(self._order) - self._taken > 1
+        """Whether the prompts that wait do not fit into one pass of ``budget`` tokens."""
+        return self._cost > budget and len(self._order) - self._taken > 1
 
-    def take(self, room: int, before: Prompt | None, whole: bool) -> tuple[list[int], int]:
-        """The next prompts that a pass has room for.
+    def take(self, room: int, previous: Prompt | None, empty: bool) -> tuple[list[int], int]:
+        """Takes the next prompts for which a pass has room.
 
         Args:
-            room: tokens that the pass may compute for them.
-            before: what the first of them can share with; None: nothing.
-            whole: whether the pass is empty, so that one prompt fits whatever its length.
+            room: how many tokens the pass may compute for them.
+            previous: the prompt before them, with which the first of them may share a prefix; None
+                if there is none, or if it is not known.
+            empty: whether the pass has no prompt yet; then it takes one prompt of any length.
 
         Returns:
-            Numbers of the prompts, and how many tokens they compute at most.
+            The numbers of the prompts, and how many tokens they compute at most.
         """
         numbers: list[int] = []
         total = 0
@@ -113,21 +119,22 @@ class Job:
             prompt = self.prompts[n]
             needs = cost
             if not numbers:
-                shared = 0 if before is None else common(key_of(before), key_of(prompt))
-                kept = head(before) if whole and before is not None else shared
-                needs = len(prompt.ids) - min(shared, kept)
-            if total + needs > room and (numbers or not whole):
+                shared = 0 if previous is None else common(key_of(previous), key_of(prompt))
+                if empty and previous is not None:  # the pass before leaves no more of its prefix
+                    shared = min(shared, head(previous))
+                needs = len(prompt.ids) - shared
+            if total + needs > room and (numbers or not empty):
                 break
             numbers.append(n)
             total += needs
             self.waiting -= len(prompt.ids)
-            self._left -= cost
+            self._cost -= cost
             self.served += cost
         self._taken += len(numbers)
         return numbers, total
 
     def put(self, number: int, row: torch.Tensor, computed: int) -> None:
-        """A prompt's row; the last one makes the job done."""
+        """Sets the row of a prompt; the last one makes the job done."""
         self._rows[number] = row
         self.computed[number] = computed
         if len(self._rows) == len(self.prompts):
@@ -140,26 +147,27 @@ class Job:
             self.done.set_exception(error)
 
 
-# By their place in a stream, prompts that have no row yet: jobs, and numbers of their prompts.
+# Prompts that a stream has taken and that have no row yet: the job of each and its number there, by
+# its place in the stream.
 Taken = dict[int, tuple[Job, int]]
 
 
 class Scheduler:
-    """A queue, and the thread that works it off.
+    """A queue of jobs, and the thread that works it off.
 
     Args:
-        load: makes the engine, in the thread that will run it.
-        batch_wait: seconds that the oldest job waits for others to fill a pass with.
-        watch: called after each pass with its number of prompts, its computed tokens, and the
-            seconds that it took.
+        load: makes the engine, in the thread that will use it.
+        batch_wait: how many seconds the oldest job waits for others that fill a pass with it.
+        watch: is called after each pass with its number of prompts, the number of tokens that it
+            computed, and the seconds that it took.
 
     Attributes:
-        engine: the loaded engine, which has run a prompt.
-        waiting: tokens of prompts that wait.
-        lost: why the engine can never be used again; None while it can.
-        began: when the pass that runs began, of `time.monotonic`; None where none runs.
+        engine: the loaded engine, which has computed one prompt to see that it can.
+        waiting: how many tokens the prompts that wait have.
+        lost: says why the engine can never be used again; None while it can.
+        began: when the pass that is being computed began, by `time.monotonic`; None between passes.
 
-    Raises: as ``load``, and as a pass does.
+    Raises: what ``load`` and a pass raise.
     """
 
     def __init__(
@@ -173,11 +181,11 @@ class Scheduler:
         self.began: float | None = None
         self._batch_wait = batch_wait
         self._watch = watch
-        self._queue: list[Job] = []  # by arrival
-        self._passes = 0  # that were filled
-        # Small jobs that were queued when this many passes were filled go before large ones.
+        self._queue: list[Job] = []  # in the order of arrival
+        self._filled = 0  # how many passes were filled
+        # Small jobs that were queued before so many passes were filled go before large ones.
         self._early = 0
-        self._before: Prompt | None = None  # the last prompt of the last pass, where that is known
+        self._last: Prompt | None = None  # the last prompt of the last pass, if it is known
         self._changed = threading.Condition()
         self._closed = False
         loaded: Future[Engine[Any, Any]] = Future()
@@ -188,8 +196,10 @@ class Scheduler:
         self.engine = loaded.result()
 
     def submit(self, job: Job) -> None:
-        """Queues a job that has its prompts; waits, in the caller's thread, while enough of its
-        kind, small or large, is queued."""
+        """Queues a job that has its prompts.
+
+        Waits, in the caller's thread, while the queue is full of jobs of its kind, small or large.
+        """
         job.mark("queued")
         job.sort(self.engine.share_prefixes)
         job.done.add_done_callback(lambda _: self._drop(job))
@@ -205,18 +215,18 @@ class Scheduler:
         with self._changed:
             self._changed.wait_for(has_room)
             if not job.done.done():
-                job.turn = self._passes
+                job.turn = self._filled
                 insort(self._queue, job, key=lambda queued: queued.arrived)
                 self.waiting += job.waiting
                 self._changed.notify_all()
 
     def works(self, seconds: float) -> bool:
-        """Whether the engine can be used, and no pass has run for longer than ``seconds``."""
+        """Whether the engine can be used, and no pass has taken longer than ``seconds`` so far."""
         began = self.began
         return self.lost is None and (began is None or time.monotonic() - began <= seconds)
 
     def close(self) -> None:
-        """Works off what is queued, and ends the thread."""
+        """Works off the queue, then ends the thread."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -242,36 +252,42 @@ class Scheduler:
         while self._wait(engine.token_budget):
             taken: Taken = {}
             try:
-                self._run(engine, self._windows(engine, taken), taken)
+                self._compute(engine, self._windows(engine, taken), taken)
             except Exception as error:
                 log.error("a pass failed: %s: %s", type(error).__name__, error)
-                self._run_apart(engine, taken)
+                self._compute_apart(engine, taken)
 
     def _wait(self, budget: int) -> bool:
-        """Waits for jobs, and for as many as fill a pass; False when the scheduler is closed."""
+        """Waits for a job, and for up to `batch_wait` seconds until jobs fill a pass.
+
+        Returns False if the scheduler was closed and the queue is empty.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._closed)
             if self._queue:
-                left = self._queue[0].times["queued"] + self._batch_wait - time.monotonic()
+                seconds = self._queue[0].times["queued"] + self._batch_wait - time.monotonic()
                 self._changed.wait_for(
-                    lambda: self.waiting >= budget or self._closed, timeout=max(left, 0)
+                    lambda: self.waiting >= budget or self._closed, timeout=max(seconds, 0)
                 )
             return bool(self._queue) or not self._closed
 
     def _windows(self, engine: Engine[Any, Any], taken: Taken) -> Iterator[list[Prompt]]:
-        """The prompts of each pass, until none waits; adds them to ``taken``."""
+        """Yields the prompts of each pass, until none waits, and adds them to ``taken``."""
         places = count()
-        while lot := self._take(engine):
-            taken.update((next(places), each) for each in lot)
-            yield [job.prompts[n] for job, n in lot]
-            yield []  # the end of the pass: the next is filled when this one begins
+        while chosen := self._fill(engine):
+            taken.update((next(places), each) for each in chosen)
+            yield [job.prompts[n] for job, n in chosen]
+            yield []  # ends the pass, so that the next is filled when this one begins
 
-    def _take(self, engine: Engine[Any, Any]) -> list[tuple[Job, int]]:
-        """The prompts of one pass; none if none waits."""
+    def _fill(self, engine: Engine[Any, Any]) -> list[tuple[Job, int]]:
+        """Takes the prompts of one pass: the job of each, and its number there.
+
+        There are none if none waits.
+        """
         budget = room = engine.token_budget
-        lot: list[tuple[Job, int]] = []
+        chosen: list[tuple[Job, int]] = []
         with self._changed:
-            self._passes += 1
+            self._filled += 1
             kinds: dict[bool, list[Job]] = {False: [], True: []}
             for job in self._queue:
                 kinds[job.is_large(budget)].append(job)
@@ -279,56 +295,57 @@ class Scheduler:
             early = [job for job in kinds[False] if job.turn <= self._early]
             late = [job for job in kinds[False] if job.turn > self._early]
             if not large:
-                self._early = self._passes
-            before = self._before if engine.graphs is None else None
+                self._early = self._filled
+            previous = self._last if engine.graphs is None else None
             for job in (*early, *large, *late):
                 waited = job.waiting
-                numbers, tokens = job.take(room, before, whole=not lot)
+                numbers, tokens = job.take(room, previous, empty=not chosen)
                 if not numbers:
                     break
                 job.mark("started")
-                lot += [(job, n) for n in numbers]
+                chosen += [(job, n) for n in numbers]
                 room -= tokens
                 self.waiting -= waited - job.waiting
-                before = job.prompts[numbers[-1]] if engine.share_prefixes else None
+                previous = job.prompts[numbers[-1]] if engine.share_prefixes else None
                 if job in large:
-                    self._early = self._passes
+                    self._early = self._filled
                     if job.served >= TURN * budget:
-                        job.turn, job.served = self._passes, 0
+                        job.turn, job.served = self._filled, 0
                 if job.waiting:
                     break
                 self._queue.remove(job)
-            # in a pass of several jobs, another prompt may be sorted to the end
-            self._before = before if len({job for job, _ in lot}) == 1 else None
+            # The engine sorts a pass of several jobs, after which another prompt may be the last.
+            self._last = previous if len({job for job, _ in chosen}) == 1 else None
             self._changed.notify_all()
-        return lot
+        return chosen
 
-    def _run(
+    def _compute(
         self, engine: Engine[Any, Any], windows: Iterable[Sequence[Prompt]], taken: Taken
     ) -> None:
         """Hands out the rows of the windows, pass by pass, and removes them from ``taken``."""
-        self.began, before = time.monotonic(), engine.computed
+        self.began, computed = time.monotonic(), engine.computed
         try:
             with closing(engine.stream(windows, keep=True)) as passes:
-                for run, rows in passes:
-                    self._watch(len(rows), engine.computed - before, time.monotonic() - self.began)
-                    each = zip(run.members, rows, run.prompts, run.shared, strict=True)
+                for done, rows in passes:
+                    seconds = time.monotonic() - self.began
+                    self._watch(len(rows), engine.computed - computed, seconds)
+                    each = zip(done.members, rows, done.prompts, done.shared, strict=True)
                     for member, row, prompt, shared in each:
                         job, n = taken.pop(member)
                         job.put(n, row, len(prompt.ids) - shared)
-                    self.began, before = time.monotonic(), engine.computed
+                    self.began, computed = time.monotonic(), engine.computed
         finally:
             self.began = None
 
-    def _run_apart(self, engine: Engine[Any, Any], taken: Taken) -> None:
-        """Runs each job that was left without rows by itself: only those that fail then get the
+    def _compute_apart(self, engine: Engine[Any, Any], taken: Taken) -> None:
+        """Computes each job that has no rows by itself, so that only those that fail again get the
         error."""
         for job in dict.fromkeys(job for job, _ in taken.values()):
             if job.done.done():
                 continue
-            left = dict(enumerate((j, n) for j, n in taken.values() if j is job))
+            own = dict(enumerate((j, n) for j, n in taken.values() if j is job))
             try:
-                self._run(engine, [[job.prompts[n] for _, n in left.values()]], left)
+                self._compute(engine, [[job.prompts[n] for _, n in own.values()]], own)
             except Exception as error:
                 if isinstance(error, EngineClosed):
                     self.lost = str(error)

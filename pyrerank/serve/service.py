@@ -30,7 +30,7 @@ from pyrerank.serve.fields import (
     scored_fields,
     wants_whole,
 )
-from pyrerank.serve.reading import Entry, Reading
+from pyrerank.serve.readers import Entry, Readers
 from pyrerank.serve.schedule import Job, Scheduler
 from pyrerank.serve.settings import Settings
 
@@ -50,7 +50,7 @@ class Service:
         root: the model, as the operator named it.
         instruction: for requests that have none; None takes the engine's.
 
-    Its coroutines take a request, the id of its answer, and its job, and raise what `Reading.rows`
+    Its coroutines take a request, the id of its answer, and its job, and raise what `Readers.rows`
     does.
     """
 
@@ -67,11 +67,11 @@ class Service:
         self._root = root
         self._default = instruction
         self._created = int(time.time())
-        self._reading = Reading(scheduler, media, settings.max_tokens)
+        self._readers = Readers(scheduler, media, settings.max_tokens)
 
     def close(self) -> None:
         """Ends the threads, after what is queued."""
-        self._reading.close()
+        self._readers.close()
         self.scheduler.close()
 
     async def rerank(self, request: wire.RerankRequest, id: str, job: Job) -> wire.RerankResponse:
@@ -155,8 +155,8 @@ class Service:
     async def _rows(
         self, request: wire.Request, entries: Sequence[Entry], job: Job, size: Size
     ) -> list[torch.Tensor]:
-        """As `Reading.rows`; BadRequest where a text was cut that the client wants whole."""
-        rows = await self._reading.rows(entries, job, request.truncate_prompt_tokens, size)
+        """As `Readers.rows`; BadRequest where a text was cut that the client wants whole."""
+        rows = await self._readers.rows(entries, job, request.truncate_prompt_tokens, size)
         if wants_whole(request):
             for entry, prompt in zip(entries, job.prompts, strict=True):
                 if prompt.truncated:

@@ -11,7 +11,7 @@ from serving import PATIENCE, Served, Word
 
 from pyrerank import Reranker
 from pyrerank.serve.gate import Gate
-from pyrerank.serve.reading import THREADS
+from pyrerank.serve.readers import THREADS
 
 pytestmark = pytest.mark.slow
 

@@ -127,16 +127,16 @@ class TestMerging:
 
     def test_a_large_request_is_taken_pass_by_pass(self, engine, monkeypatch):
         engine.token_budget = 100
-        lots = []
+        passes = []
         scheduler = Scheduler(lambda: engine)
-        take = scheduler._take
-        monkeypatch.setattr(scheduler, "_take", lambda of: lots.append(lot := take(of)) or lot)
+        fill = scheduler._fill
+        monkeypatch.setattr(scheduler, "_fill", lambda of: passes.append(one := fill(of)) or one)
         large = job(engine, *[f"text {n}" for n in range(50)])
         scheduler.submit(large)
         assert found(engine, large) == engine.score(QUERY, [f"text {n}" for n in range(50)])
         scheduler.close()
-        assert len(lots) > 5
-        assert sorted(n for lot in lots for _, n in lot) == list(range(50))
+        assert len(passes) > 5
+        assert sorted(n for one in passes for _, n in one) == list(range(50))
         assert sum(large.computed.values()) <= sum(len(p.ids) for p in large.prompts)
 
     def test_what_passes_share_is_computed_once(self, engine, monkeypatch):
@@ -150,7 +150,7 @@ class TestMerging:
         scheduler.close()
         served, engine.computed = engine.computed, 0
         engine.score(QUERY, documents)
-        # lots do not lie in the order of their words, in which a digit more is shared
+        # documents are not taken in the order of their words, in which they share a digit more
         [template] = engine.prompts([engine.pair("", QUERY, "")])
         assert served - engine.computed < len(template.ids) < len(documents) * 3
 

@@ -1,4 +1,7 @@
-"""Reading: from the contents of a request to queued prompts, in threads of its own."""
+"""The threads that read requests: each request's contents become prompts in the scheduler's queue.
+
+This module knows neither HTTP nor the fields of requests: it calls functions that read entries.
+"""
 
 from __future__ import annotations
 
@@ -18,25 +21,29 @@ from pyrerank.serve.contents import Size
 from pyrerank.serve.errors import BadRequest, NotHere
 from pyrerank.serve.schedule import Job, Scheduler
 
-# Threads that read requests, by kind, so that no kind waits for another.  More would take an engine
-# on a CPU its cores.  Those that fetch pictures mostly wait for other hosts.
+# How many threads read requests of each kind.  Each kind has its own, so that none waits for
+# another: threads that fetch pictures mostly wait for other hosts.  More threads would take cores
+# from an engine on the CPU.
 THREADS = {"small": 2, "large": 1, "fetching": 2}
-LOT = 64  # items that are made tokens at a time
-CHARACTERS = 2**20  # of them, or of one that has more
-CHARACTERS_PER_TOKEN, TOKENS_PER_PICTURE = (
-    4,
-    1000,
-)  # about; they decide which thread reads a request
+# Items become tokens in chunks of at most so many items and characters; an item that has more
+# characters is a chunk of its own.
+CHUNK = 64
+CHUNK_CHARACTERS = 2**20
+# estimates, from which a request is taken for small or large before it is read
+CHARACTERS_PER_TOKEN = 4
+TOKENS_PER_PICTURE = 1000
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One prompt to be.
+    """One entry of a request's field, which is to become one prompt.
 
     Attributes:
-        name: what messages call it, and ``param`` if it is at fault: "documents[3]".
-        read: makes it an item of the engine, or a prompt; raises ValueError or TypeError.
-        others: beginnings of messages that blame another field, and that field.
+        name: how messages, and the ``param`` of an error, call the entry: "documents[3]".
+        read: reads the entry into an item of the engine, or into a prompt; raises ValueError or
+            TypeError.
+        others: fields that may be at fault in place of the entry, by the beginnings of the messages
+            that say so.
     """
 
     name: str
@@ -44,13 +51,13 @@ class Entry:
     others: dict[str, str]
 
 
-class Reading:
-    """Reads requests and queues their prompts.
+class Readers:
+    """The pool of threads that read requests and queue their prompts.
 
     Args:
         scheduler: has the queue and the engine.
-        media: how pictures are read; no files of this machine.
-        max_tokens: most tokens of all prompts of a request.
+        media: says how pictures are read; it must not allow files of this machine.
+        max_tokens: the most tokens that all prompts of a request may have together.
     """
 
     def __init__(self, scheduler: Scheduler, media: Media, max_tokens: int) -> None:
@@ -64,47 +71,50 @@ class Reading:
         }
 
     def close(self) -> None:
-        """Ends the threads, after what they have."""
+        """Ends the threads, after they have read what was given to them."""
         for threads in self._threads.values():
             threads.shutdown()
 
     async def rows(
         self, entries: Sequence[Entry], job: Job, truncate: int | None, size: Size
     ) -> list[torch.Tensor]:
-        """The engine's rows for entries, in order; ``job.prompts`` has their prompts then.
+        """Reads entries, waits for their passes, and returns the engine's rows in order.
 
-        When it is cancelled, a thread may hold the entries until ``job.reading`` is done.
+        Afterwards ``job.prompts`` holds the prompts.  When this coroutine is cancelled, a thread
+        may hold the entries, and with them the request's body, until ``job.body_read`` is done.
 
         Args:
-            entries: what is read, and belongs to the request's body.
-            job: the request's.
-            truncate: the most tokens of a prompt; None and -1 are the model's limit.
-            size: of all entries together.
+            entries: the entries, which refer to the request's body.
+            job: the job of the request.
+            truncate: the most tokens of a prompt; None and -1 stand for the model's limit.
+            size: how much all entries together hold.
 
         Raises:
-            BadRequest: an entry that cannot be read; nothing was run.
-            NonFiniteScore: a row that is not finite.
-            DeviceError, RuntimeError: a pass that failed.
+            BadRequest: an entry cannot be read; then no pass was made for any of them.
+            NonFiniteScore: a row is not finite.
+            DeviceError, RuntimeError: a pass failed.
         """
         limit = None if truncate == -1 else truncate
         kind = "fetching" if size.fetched else "large" if self._is_large(size) else "small"
         job.small = kind == "small"
-        held = [entries]  # a work item that is cancelled stays in the executor's queue
-        job.reading = self._threads[kind].submit(self._queue, held, job, limit)
+        # An executor holds a cancelled call, with its arguments, until a thread comes to it.  The
+        # list is emptied then, which lets go of the entries at once.
+        held = [entries]
+        job.body_read = self._threads[kind].submit(self._queue, held, job, limit)
         try:
             rows = await asyncio.wrap_future(job.done)
         except asyncio.CancelledError:
-            if job.reading.cancel():
+            if job.body_read.cancel():
                 held.clear()
             raise
         for entry, row in zip(entries, rows, strict=True):
-            # here, because the engine would read all weights to name those that are not finite
+            # The engine would read all weights, to name those that are not finite.
             if not row.isfinite().all():
                 raise NonFiniteScore(f"the model gave NaN or infinity for {entry.name}")
         return rows
 
     def _is_large(self, size: Size) -> bool:
-        """Whether one pass will hardly hold it."""
+        """Whether a request of this size will hardly fit into one pass."""
         tokens = size.characters / CHARACTERS_PER_TOKEN + size.pictures * TOKENS_PER_PICTURE
         return tokens > self._scheduler.engine.token_budget
 
@@ -113,9 +123,9 @@ class Reading:
         try:
             reader = Reader(replace(self._media, wanted=lambda: not job.done.cancelled()))
             prompts: list[Prompt] = []
-            for start in range(0, len(entries), LOT):
-                items = self._items(entries[start : start + LOT], reader, job)
-                prompts += self._prompts(items, limit)
+            for start in range(0, len(entries), CHUNK):
+                read = self._read(entries[start : start + CHUNK], reader, job)
+                prompts += self._encode(read, limit)
                 if job.done.cancelled():
                     return
             tokens = sum(len(prompt.ids) for prompt in prompts)
@@ -130,9 +140,10 @@ class Reading:
         except Exception as error:
             job.fail(error)
 
-    def _items(
+    def _read(
         self, entries: Sequence[Entry], reader: Reader, job: Job
     ) -> list[Pair | Input | Prompt]:
+        """What each entry is read into; nothing if the job is cancelled meanwhile."""
         read = []
         for entry in entries:
             if job.done.cancelled():
@@ -148,26 +159,26 @@ class Reading:
                 raise NotHere(str(error), entry.name) from error
         return read
 
-    def _prompts(self, read: Sequence[Pair | Input | Prompt], limit: int | None) -> list[Prompt]:
+    def _encode(self, read: Sequence[Pair | Input | Prompt], limit: int | None) -> list[Prompt]:
+        """Makes prompts of the items among what was read."""
         items: list[Any] = [item for item in read if not isinstance(item, Prompt)]
+        encode = self._scheduler.engine.prompts
         try:
-            encoded = iter(
-                [p for lot in _lots(items) for p in self._scheduler.engine.prompts(lot, limit)]
-            )
+            encoded = iter([p for chunk in _chunks(items) for p in encode(chunk, limit)])
         except ValueError as error:
             raise BadRequest(str(error), "truncate_prompt_tokens") from error
         return [item if isinstance(item, Prompt) else next(encoded) for item in read]
 
 
-def _lots(items: Sequence[Pair | Input]) -> Iterator[list[Any]]:
-    """Items in order, by their characters."""
-    lot: list[Pair | Input] = []
+def _chunks(items: Sequence[Pair | Input]) -> Iterator[list[Any]]:
+    """Divides items, in order, into chunks that are bounded in characters."""
+    chunk: list[Pair | Input] = []
     characters = 0
     for item in items:
         size = sum(len(content.text or "") for content in item.contents)
-        if lot and characters + size > CHARACTERS:
-            yield lot
-            lot, characters = [], 0
-        lot.append(item)
+        if chunk and characters + size > CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+        chunk.append(item)
         characters += size
-    yield lot
+    yield chunk
