@@ -11,7 +11,6 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -20,6 +19,7 @@ from pyrerank.checks import check_list, check_text
 from pyrerank.cli.journal import Entry, Journal, digest_of
 from pyrerank.cli.outputs import JsonLines, NpyRows
 from pyrerank.errors import DeviceError, NonFiniteScore, OutOfMemory
+from pyrerank.media.json_content import content_of, parse_object
 from pyrerank.media.reader import Media, Reader
 
 if TYPE_CHECKING:
@@ -31,10 +31,6 @@ if TYPE_CHECKING:
 CHUNK = 64
 
 FIELDS = ("query", "document", "documents", "instruction", "id")
-KINDS = ("text", "image", "video")  # fields of a line that is a document
-OTHER_NAMES = {"image_url": "image", "img": "image", "video_url": "video"}
-# of a picture in other programs
-SIZED = ("fps", "max_frames", "max_pixels", "min_pixels", "resized_height", "resized_width")
 
 
 @dataclass(frozen=True)
@@ -249,7 +245,7 @@ def _lines(source: Iterable[bytes]) -> Iterator[Line]:
         record: dict[str, Any] = {"line": number}
         item: dict[str, Any] = {}
         try:
-            item = parse(raw)
+            item = parse_object(raw)
             if "id" in item:
                 record["id"] = _check_id(item["id"])
         except Exception as error:  # as in `_read`
@@ -262,61 +258,6 @@ def _words(error: Exception) -> str:
     if isinstance(error, (ValueError, TypeError, ImportError)):
         return str(error)
     return f"{type(error).__name__}: {error}"
-
-
-def parse(raw: bytes) -> dict[str, Any]:
-    """The object of a line.  Raises ValueError or TypeError if it holds none."""
-    try:
-        item = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_object)
-    except RecursionError:
-        raise ValueError("a JSON value that is nested too deep") from None
-    if not isinstance(item, dict):
-        raise TypeError(f"expected a JSON object, got {type(item).__name__}")
-    return item
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    item = dict(pairs)
-    if len(item) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the field {twice!r} is there twice")
-    return item
-
-
-def content_of(item: dict[str, Any], *heeded: str) -> dict[str, Any]:
-    """The content of a line that is a document: its ``text``, ``image`` and ``video``.
-
-    Other fields (``_id``, ``title``) are the caller's own, those ``heeded`` among them.
-
-    Raises:
-        ValueError: there is none of the three, or a field that looks like a misspelt one, is
-            another program's name for one, or would change how a picture is read.
-    """
-    for kind in (*KINDS, *heeded):
-        # one letter is wrong, or a short name lacks one
-        near = get_close_matches(kind, map(str.lower, item), cutoff=max(0.8, 1 - 1 / len(kind)))
-        wrong = [field for field in item if field.lower() in near and item[field]]
-        if wrong and kind not in item:
-            raise ValueError(
-                f"the field {wrong[0]!r} would not be heeded, and looks like {kind!r} misspelt; "
-                "write it so, or rename it"
-            )
-    for field, kind in OTHER_NAMES.items():
-        given = item.get(field)  # a link is the caller's own, a picture is not
-        is_picture = isinstance(given, dict) or str(given)[:5].lower() == "data:"
-        if is_picture and kind not in item:
-            raise ValueError(f"the field {field!r} would not be heeded; call it {kind!r}")
-    content: dict[str, Any] = {kind: item[kind] for kind in KINDS if kind in item}
-    for field in SIZED:
-        if item.get(field) and (content.get("image") or content.get("video")):
-            raise ValueError(
-                f"the field {field!r} would not be heeded: pictures are sized and sampled as "
-                "published, within the limits of pyrerank.Media; leave it out"
-            )
-    if not content:
-        raise ValueError("a document needs a 'text', an 'image' or a 'video'")
-    return content
 
 
 def _check_id(value: object) -> str | int:

@@ -329,13 +329,13 @@ def _pairs(args: argparse.Namespace) -> tuple[Any, list[Any]]:
         raise ValueError("--query is missing")
     if args.texts:
         return query, args.texts
-    from pyrerank.cli.jsonl import content_of, parse
+    from pyrerank.media.json_content import content_of, parse_object
 
     documents = []
     for number, raw in enumerate(Path(args.documents).read_bytes().split(b"\n"), 1):
         if raw.strip():
             try:
-                item = parse(raw)
+                item = parse_object(raw)
                 if "instruction" in item:
                     raise ValueError("'instruction' is not for a document; give --instruction")
                 documents.append(content_of(item))

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from pyrerank.media.images import Image, Media, is_picture, kind_of_name, read_image, shown
 from pyrerank.media.video import Video, read_video
 
+FIELDS = ("text", "image", "video")  # of a dict that is a content
 KINDS = ("text", "image_url", "image", "video_url", "video")  # of parts
 # The details of OpenAI's image_url that ask for what is done anyway: the published sizes.
 DETAILS = ("auto", "high")
@@ -158,7 +159,7 @@ Part = tuple[str, object, str]  # "text", "image" or "video"; its value; its nam
 def _dict_parts(value: dict[Any, Any], name: str) -> list[Part]:
     if "type" in value:
         raise ValueError(f"{name} is a part by itself; wrap parts in a list: [{{'type': ...}}]")
-    _check_keys(value, {"text", "image", "video"}, name)
+    _check_keys(value, set(FIELDS), name)
     parts = []
     for kind, given in value.items():
         several = isinstance(given, (list, tuple))

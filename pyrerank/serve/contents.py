@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from pyrerank.cli.jsonl import content_of
+from pyrerank.media.json_content import content_of
 from pyrerank.media.reader import KINDS, is_parts
 from pyrerank.serve.errors import BadRequest
 from pyrerank.serve.wire import RerankDocument

@@ -12,12 +12,12 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pyrerank.cli.journal import digest_of
 from pyrerank.errors import CheckpointError
 from pyrerank.weights.checkpoint import VISION, Checkpoint
 from pyrerank.weights.find import read_json
@@ -175,8 +175,10 @@ def _modules(base: Checkpoint, folder: Path) -> list[str]:
         return []
 
     def said(modules: Modules) -> dict[str, Any]:
-        steps = [step and replace(step, file=Path(digest_of(step.file.read_bytes())))
-                 for step in modules.steps]  # fmt: skip
+        steps = [
+            step and replace(step, file=Path(blake2b(step.file.read_bytes()).hexdigest()))
+            for step in modules.steps
+        ]
         return {**vars(modules), "steps": steps}
 
     theirs, ours = said(Modules.read(folder)), said(base.modules)

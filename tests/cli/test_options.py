@@ -9,8 +9,8 @@ import pytest
 from lines import CAT, jsonl
 
 from pyrerank import Reranker
-from pyrerank.cli.jsonl import content_of
 from pyrerank.cli.main import main
+from pyrerank.media.json_content import content_of
 from pyrerank.prompts.templates import HEAD, TAIL
 from pyrerank.weights.checkpoint import Checkpoint
 
