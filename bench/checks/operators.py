@@ -177,12 +177,10 @@ LENGTHS = {
 
 
 def batch_of(lengths: Sequence[int], kv_lengths: Sequence[int] = ()) -> Batch:
-    tokens = sum(lengths)
-    ends = list(accumulate(lengths, initial=0))
-    numbers = [0] * 4 * tokens + ends
-    if kv_lengths:
-        numbers += [*accumulate(kv_lengths, initial=0), *range(sum(kv_lengths))]
-    return Batch(torch.tensor(numbers, dtype=torch.int32), list(lengths), list(kv_lengths) or None)
+    numbers = [0] * 4 * sum(lengths) + [*accumulate(lengths, initial=0)]
+    numbers += [*accumulate(kv_lengths or lengths, initial=0), *range(sum(kv_lengths))]
+    data = torch.tensor(numbers, dtype=torch.int32)
+    return Batch(data, list(lengths), list(kv_lengths or lengths))
 
 
 def attention_inputs(tokens: int, heads: int, kv_heads: int, head_dim: int) -> Inputs:

@@ -1,23 +1,22 @@
-// fused_pool computes for each sequence b, where x_t are its rows of hidden in float32,
+// fused_pool: for each sequence b, with x_t its rows of hidden in float32,
 //     n_t = x_t / sqrt(mean(x_t^2) + eps) * norm_weight      only with a norm_weight
 //     p   = n_t of the last or the first token, or the mean of n_t over all tokens
 //     y   = p[:dim]                                          Matryoshka truncation
 //     out[b] = y / max(|y|, 1e-12)                           only with normalize
 //
-// Layout: hidden is [tokens, hidden] with any row stride, cu_seqlens is int32 [B + 1], norm_weight
-// is [hidden] in hidden's dtype or float32, and out is [B, dim] in hidden's dtype.
-// One core computes a contiguous slice of the B sequences, one whole sequence after the other. It
-// loads tiles of up to eight tokens and adds them to the pooled row one by one, in the order of the
-// sequence. norm_weight, of which only [:dim] is read, multiplies the pooled row once, and not
-// every token. The vector unit never waits for the scalar unit, because Brcb spreads a row's factor
-// over a repeat.
-// UB: a tile has at most 8192 elements. At hidden = 8192 with 16 bits, two tiles in flight take 32
-// KiB, a tile in float32 takes 32, the pooled row 32, norm_weight 32, the result 16, sums and
-// factors 7: 151 KiB of 183.75. With float32 a tile is not converted and the pooled row is the
-// result, which makes 64 + 32 + 32 + 7. Tiles of narrow rows have more tokens and so more sums, but
-// less of all else.
-// Limit (estimated, never measured on an NPU): for last and cls, the launch; for mean, the vector
-// unit, which goes over a token about six times, and memory bandwidth alike.
+// Layout: hidden [tokens, hidden] with any row stride, cu_seqlens int32 [B + 1], norm_weight
+// [hidden] in hidden's dtype or float32, out [B, dim] in hidden's dtype.
+// One core: a contiguous slice of the B sequences, one whole sequence after the other. Tokens
+// come in tiles of up to eight and are added to the pooled row one by one: the order of the sum
+// is that of the sequence. norm_weight, of which only [:dim] is read, multiplies the pooled row
+// once, not every token. Nothing waits for the scalar unit: a row's factor is spread over a repeat
+// by Brcb.
+// UB: a tile holds at most 8192 elements. At hidden = 8192 with 16 bits: two tiles in flight 32
+// KiB, tile in float 32, pooled row 32, norm_weight 32, result 16, sums and factors 7: 151 KiB of
+// 183.75. With float32 the tile needs no second form and the pooled row is the result: 64 + 32 +
+// 32 + 7. Narrow rows have more tokens in a tile and so more sums, but less of everything else.
+// Limit (estimated, never measured on an NPU): last and cls the launch; mean the vector unit (about
+// six passes over a token) and memory bandwidth alike.
 #include "kernel_operator.h"
 #include "rows.h"
 #include "tiling.h"
@@ -28,7 +27,7 @@ constexpr float kSmallestLength = 1e-12f;
 constexpr uint32_t kMaxTileTokens =
     rows::kBlock;  // so that one block holds a tile's sums of squares
 
-template <typename T, typename Bits>  // Bits is the integer of T's size, to write the bits of a NaN
+template <typename T, typename Bits>  // Bits: the integer of T's size, to write a NaN by its bits
 class FusedPool
 {
     static constexpr bool kIsFloat = sizeof(T) == sizeof(float);
@@ -79,7 +78,7 @@ public:
         Duplicate(factor_, 1.0f, static_cast<int32_t>(2 * rows::kBlock));      // and ones_
         if (tiling_.has_norm) {
             gain_ = gain_buffer_.template Get<float>();
-            LocalTensor<float> staging = gain_;  // stays unused with float32 weights
+            LocalTensor<float> staging = gain_;  // float weights need none
             if constexpr (!kIsFloat) staging = float_tile_.template Get<float>();
             rows::LoadWeight<T>(gain_, norm_weight, tiling_.norm_is_float != 0, staging,
                                 tiling_.dim);
@@ -110,7 +109,7 @@ private:
         if (tiling_.mode == POOL_LAST) begin = end - 1;
         if (tiling_.mode == POOL_CLS) end = begin + 1;
         if (end - begin == 1) {
-            // The row of a single token is scaled once, at the end.
+            // A token that is alone needs one scaling at the end, not two.
             LocalTensor<T> raw;
             const LocalTensor<float> x = LoadTile(raw, begin, 1);
             if (tiling_.has_norm) {
@@ -137,8 +136,7 @@ private:
         Finish(out, pooled);
     }
 
-    // Writes pooled * norm_weight / factor_[0] to out, divided by its length with normalize. It
-    // overwrites pooled.
+    // out = pooled * norm_weight / factor_[0], or that divided by its length. pooled is used up.
     __aicore__ inline void Finish(const LocalTensor<T>& out, const LocalTensor<float>& pooled)
     {
         if (tiling_.has_norm) {
@@ -156,8 +154,8 @@ private:
         }
     }
 
-    // Adds the tokens of a tile, normed but not multiplied by norm_weight, to pooled[0..dim). The
-    // first tile sets it.
+    // pooled[0..dim) += the tile's tokens, each normed without its weight; the first tile starts
+    // it.
     __aicore__ inline void AddTile(const LocalTensor<float>& pooled, uint32_t token, uint32_t count,
                                    bool starts)
     {
@@ -182,8 +180,7 @@ private:
         if constexpr (kIsFloat) tile_queue_.FreeTensor(raw);
     }
 
-    // Returns `count` tokens as float32. If hidden is float32, that is `raw` itself, which the
-    // caller frees.
+    // `count` tokens as floats. With float32 they are `raw` itself, for the caller to free.
     __aicore__ inline LocalTensor<float> LoadTile(LocalTensor<T>& raw, uint32_t token,
                                                   uint32_t count)
     {
@@ -206,8 +203,7 @@ private:
         }
     }
 
-    // Computes eight partial sums of the squares of each of `count` rows of n floats, which lie
-    // `pitch` apart.
+    // Eight partial sums of the squares of each of `count` rows of n floats, `pitch` apart.
     __aicore__ inline void SumSquares(const LocalTensor<float>& dst, const LocalTensor<float>& x,
                                       uint32_t pitch, uint32_t count, uint32_t n)
     {
@@ -222,7 +218,7 @@ private:
         rows::PartialSums(dst, rows::kBlock, squares_, count, n);
     }
 
-    // Sets factor_[r] to sqrt(mean(x_r^2) + eps).
+    // factor_[r] = sqrt(mean(x_r^2) + eps).
     __aicore__ inline void FindRms(const LocalTensor<float>& x, uint32_t count)
     {
         const int32_t lanes = static_cast<int32_t>(kMaxTileTokens);
@@ -237,9 +233,8 @@ private:
         PipeBarrier<PIPE_V>();
     }
 
-    // The pooled row is still to be divided by f = factor_[0]; its length is |pooled| / f then.
-    // To get the length 1, it has to be divided by max(|pooled| / f, 1e-12) * f, which becomes
-    // factor_[0].
+    // pooled stands for pooled / f with f = factor_[0]. Its length is |pooled| / f, so pooled has
+    // to be divided by max(|pooled| / f, 1e-12) * f: the new factor_[0].
     __aicore__ inline void FindLength(const LocalTensor<float>& pooled)
     {
         Muls(divisor_, factor_, 1.0f, 1);
@@ -250,7 +245,7 @@ private:
         PipeBarrier<PIPE_V>();
         Div(factor_, factor_, divisor_, 1);
         PipeBarrier<PIPE_V>();
-        // Maxs may drop a NaN. Adding a share too small to change any number brings it back.
+        // Maxs may drop a NaN: a share far below the last place of any number brings it back.
         Muls(share_, factor_, 1e-30f, 1);
         PipeBarrier<PIPE_V>();
         Maxs(factor_, factor_, kSmallestLength, 1);
@@ -261,8 +256,8 @@ private:
         PipeBarrier<PIPE_V>();
     }
 
-    // Fills the repeat scales_[r] with 1 / factor_[r] for r < count: Brcb spreads a number over a
-    // block, then over the eight blocks of a repeat.
+    // scales_[r] = 1 / factor_[r] for r < count, each filling a repeat: over a block, then over
+    // eight.
     __aicore__ inline void SpreadInverse(uint32_t count)
     {
         const BrcbRepeatParams params(1, rows::kBlock);

@@ -1,15 +1,13 @@
-// last_token_gather computes out[b, :] = hidden[r, :] with r = ids[b], or with r = ids[b + 1] - 1
-// if the ids are cu_seqlens.
+// last_token_gather: out[b, :] = hidden[r, :] with r = ids[b], or r = ids[b + 1] - 1 of cu_seqlens.
 //
-// Layout: hidden is [tokens, hidden] with any row stride, ids is int32 [B] or [B + 1], and out is
-// [B, hidden]. Only the size of an element matters, so integers of 2 and 4 bytes stand for all
-// dtypes.
-// One core copies a contiguous slice of the B rows through UB, without vector work. For an id that
-// is out of range it writes a row of NaN.
-// UB: a row has at most 32 KiB (8192 x 4 bytes), so it is never divided. Four rows are in flight to
-// hide the latency of copies, and a row of NaN makes five, which take 160 KiB of 183.75.
-// Limit (estimated, never measured on an NPU): memory bandwidth, for 2 * B * hidden elements; below
-// some hundred rows, the launch itself.
+// Layout: hidden [tokens, hidden] with any row stride, ids int32 [B] or [B + 1], out [B, hidden].
+// Only the size of an element matters, so 2-byte and 4-byte integers stand for every dtype.
+// One core: a contiguous slice of the B rows, each through UB without vector work; rows of NaN
+// for ids out of range.
+// UB: a row is at most 32 KiB (8192 x 4 bytes), so it is never cut; four in flight are to
+// hide the latency of a copy, and a row of NaN makes five: 160 KiB of 183.75.
+// Limit (estimated, never measured on an NPU): memory bandwidth, 2 * B * hidden elements; below
+// some hundred rows the launch itself.
 #include "kernel_operator.h"
 #include "rows.h"
 #include "tiling.h"

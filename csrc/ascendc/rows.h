@@ -1,8 +1,7 @@
-// Functions that the kernels share: they find the slice of work that a block owns, copy rows, sum
-// products over them, and scale them.
+// What the kernels share: the slice of work a block owns, copies, and sums and scaling of rows.
 //
-// Every sum is taken in an order that depends on the length of the row alone, so a result has the
-// same bits in any batch and on any number of cores.
+// Every sum is taken in an order that depends on the row's length alone, so a result has the same
+// bits in any batch and on any number of cores.
 #pragma once
 
 #include "kernel_operator.h"
@@ -31,8 +30,7 @@ __aicore__ inline Slice OwnSlice(uint32_t items_per_block, uint32_t extra_items)
     return {begin, begin + items_per_block + (block < extra_items ? 1 : 0)};
 }
 
-// Returns how many elements lie from the start of the first of `tokens` rows to the end of the
-// last.
+// Elements from the first of `tokens` rows to the end of the last.
 __aicore__ inline uint64_t Extent(uint32_t tokens, uint64_t row_stride, uint32_t hidden)
 {
     return tokens == 0 ? 0 : (tokens - 1) * row_stride + hidden;
@@ -53,7 +51,7 @@ __aicore__ inline void CopyOut(const GlobalTensor<T>& dst, const LocalTensor<T>&
     DataCopyPad(dst, src, params);
 }
 
-// Makes the vector unit wait for copies into scratch buffers, for which no queue sets flags.
+// Lets the vector unit see what was copied into scratch buffers, which no queue watches.
 __aicore__ inline void AwaitCopyIn()
 {
     const TEventID event = GetTPipePtr()->FetchEventID(HardEvent::MTE2_V);
@@ -61,8 +59,7 @@ __aicore__ inline void AwaitCopyIn()
     WaitFlag<HardEvent::MTE2_V>(event);
 }
 
-// Loads a weight of type T, or of float32 if is_float, into dst[0..count). `staging` must hold
-// count elements of T.
+// dst[0..count) = a weight of type T or, if is_float, float. `staging` holds count elements of T.
 template <typename T>
 __aicore__ inline void LoadWeight(const LocalTensor<float>& dst, GM_ADDR weight, bool is_float,
                                   const LocalTensor<float>& staging, uint32_t count)
@@ -85,8 +82,7 @@ __aicore__ inline void LoadWeight(const LocalTensor<float>& dst, GM_ADDR weight,
     }
 }
 
-// Sets acc[i] to a[i] * b[i] for i < count if a sum of products starts, and else adds them to it.
-// This is one chunk of the sum.
+// acc[i] = or += a[i] * b[i] for i < count: one chunk of a sum of products.
 __aicore__ inline void AddProducts(const LocalTensor<float>& acc, const LocalTensor<float>& a,
                                    const LocalTensor<float>& b, bool starts, uint32_t count)
 {
@@ -97,12 +93,12 @@ __aicore__ inline void AddProducts(const LocalTensor<float>& acc, const LocalTen
     }
 }
 
-// Reduces each of `count` sums of products over n elements, which lie kChunk apart in acc, to eight
-// partial sums in dst[row * dst_pitch ..]. It overwrites acc. For n below kFold, it writes only the
-// first (n + 63) / 64 of the eight, and the caller keeps the others at zero.
+// For each of `count` sums of products over n elements, kChunk apart: eight partial sums in
+// dst[row * dst_pitch ..]. acc is used up. Below kFold elements only the first (n + 63) / 64 of the
+// eight are written: the caller keeps the others at zero.
 //
-// It adds one half to the other until eight repeats are left, which by the vendor's published
-// timings is faster than one long reduction.
+// Halves are added onto each other until eight repeats are left, which by the vendor's published
+// timings beats one long reduction.
 __aicore__ inline void PartialSums(const LocalTensor<float>& dst, uint32_t dst_pitch,
                                    const LocalTensor<float>& acc, uint32_t count, uint32_t n)
 {
@@ -128,7 +124,7 @@ __aicore__ inline void PartialSums(const LocalTensor<float>& dst, uint32_t dst_p
     PipeBarrier<PIPE_V>();
 }
 
-// Sets dst[i] to x[i] * factor for i < n. `factor` is a repeat that holds the number in every lane.
+// dst[i] = x[i] * factor for i < n; `factor` is a repeat that holds it in every lane.
 __aicore__ inline void Scale(const LocalTensor<float>& dst, const LocalTensor<float>& x,
                              const LocalTensor<float>& factor, uint32_t n)
 {

@@ -1,25 +1,24 @@
-// score_head computes for each b, with x = hidden[index[b], :] in float32 and g = norm_weight * w,
+// score_head: for each b, with x = hidden[index[b], :] in float32 and g = norm_weight * w,
 //     logit[b] = sum(x * g) / sqrt(mean(x^2) + eps) + bias        score[b] = sigmoid(logit[b])
-// These are RMSNorm, the dot product with the classifier vector, and the sigmoid. The normed row is
-// never formed.
+// which is RMSNorm, the dot product with the classifier vector and the sigmoid; the normed row
+// never exists.
 //
-// Layout: hidden is [tokens, hidden] with any row stride, index is int32 [B], norm_weight is
-// [hidden] in hidden's dtype or float32, w is float32 [hidden], score and logit are float32 [B].
-// One core computes g once, then a contiguous slice of the B rows. It reduces each row to eight
-// partial sums of x * g and eight of x^2. The remaining arithmetic is done once for a group of up
-// to 128 rows, whose scores and logits are then copied out at once.
-// UB: a row has at most 32 KiB, so it is never divided. At hidden = 8192, two rows in flight take
-// 64 KiB (32 with 16 bits), g takes 32, scratch 64, running sums 8, and a group 10: 178 KiB of
-// 183.75.
-// Limit (estimated, never measured on an NPU): the launch itself; next, the vector unit, which goes
-// over a row about six times while memory reads it once.
+// Layout: hidden [tokens, hidden] with any row stride, index int32 [B], norm_weight [hidden] in
+// hidden's dtype or float32, w float32 [hidden], score and logit float32 [B].
+// One core: forms g once, then a contiguous slice of the B rows. A row leaves eight partial sums
+// of each kind; the short arithmetic behind them runs once for a group of up to 128 rows, and a
+// group's results leave in one copy each.
+// UB: a row is at most 32 KiB, so it is never cut. At hidden = 8192: two rows in flight 64 KiB
+// (32 with 16 bits), g 32, scratch 64, running sums 8, group 10: 178 KiB of 183.75.
+// Limit (estimated, never measured on an NPU): the launch itself; next, about six passes over a row
+// in the vector unit against reading it once.
 #include "kernel_operator.h"
 #include "rows.h"
 #include "tiling.h"
 
 using namespace AscendC;
 
-constexpr uint32_t kGroup = 128;  // rows whose results are computed at once
+constexpr uint32_t kGroup = 128;  // rows whose results are computed together
 constexpr uint32_t kFloatNan = 0x7fc00000;
 
 template <typename T>
@@ -76,8 +75,7 @@ private:
         PipeBarrier<PIPE_V>();
     }
 
-    // Writes eight partial sums of x * g to block `row` of partial_, and eight of x^2 to block
-    // kGroup + row.
+    // Eight partial sums of x * g in block `row` of partial_, eight of x^2 in block kGroup + row.
     __aicore__ inline void SumRow(uint32_t row, int32_t token)
     {
         const LocalTensor<float> dot_sums = partial_[row * rows::kBlock];
@@ -135,8 +133,8 @@ private:
         PipeBarrier<PIPE_V>();
         Adds(logit, logit, tiling_.bias, count);
         PipeBarrier<PIPE_V>();
-        // sigmoid(x) = exp(min(x, 0)) / (1 + exp(-|x|)). Neither exponential overflows, and a NaN
-        // stays a NaN, whatever Mins makes of it.
+        // sigmoid(x) = exp(min(x, 0)) / (1 + exp(-|x|)): no exponential overflows, and a NaN stays
+        // one whatever Mins makes of it.
         Mins(score, logit, 0.0f, count);
         Abs(one_plus_exp, logit, count);
         PipeBarrier<PIPE_V>();
@@ -164,8 +162,8 @@ private:
     TQue<QuePosition::VECIN, 1> row_queue_;
     TQue<QuePosition::VECOUT, 1> result_queue_;
     TBuf<TPosition::VECCALC> gain_buffer_;
-    TBuf<TPosition::VECCALC> scratch_buffer_;  // norm_weight at first, then the row in float32
-    TBuf<TPosition::VECCALC> sums_buffer_;     // sums of x * g, then of x * x
+    TBuf<TPosition::VECCALC> scratch_buffer_;  // norm_weight at first, then the row in float
+    TBuf<TPosition::VECCALC> sums_buffer_;     // of x * g, then of x * x
     TBuf<TPosition::VECCALC> partial_buffer_;
     TBuf<TPosition::VECCALC> group_buffer_;
     LocalTensor<float> gain_;

@@ -1,13 +1,13 @@
-// The structs that the host computes and the kernels read. They are passed by value.
+// What the host computes and a kernel reads: plain structs, passed by value.
 //
-// They stand outside any namespace and have members of fixed width only, because the build of CANN
-// 8 copies their text into the launch functions that it generates.
+// They stand outside any namespace and hold nothing but fixed-width members because CANN's legacy
+// build copies their text into the launch stub it generates.
 #pragma once
 
 #include <stdint.h>
 
-// Work is divided into contiguous slices: each block has `items_per_block` items, and the first
-// `extra_items` blocks have one more.
+// Work is cut into contiguous slices: `items_per_block` items for each block, one more for the
+// first `extra_items` blocks.
 
 struct LastTokenGatherTiling {
     uint64_t row_stride;  // elements between the starts of two rows of hidden
@@ -15,8 +15,8 @@ struct LastTokenGatherTiling {
     uint32_t hidden;      // elements of a row
     uint32_t items_per_block;
     uint32_t extra_items;
-    uint32_t ids_are_cu_seqlens;  // 1: ids are B + 1 offsets of sequences; 0: B indices of rows
-    uint32_t nan_bits;            // a NaN in hidden's dtype, for ids that are out of range
+    uint32_t ids_are_cu_seqlens;  // 1: B + 1 offsets, the last row of each span; 0: B row indices
+    uint32_t nan_bits;            // a NaN of hidden's dtype, for an id out of range
 };
 static_assert(sizeof(LastTokenGatherTiling) == 32, "host and device must agree on the layout");
 
@@ -26,7 +26,7 @@ struct ScoreHeadTiling {
     uint32_t hidden;
     uint32_t items_per_block;
     uint32_t extra_items;
-    uint32_t norm_is_float;  // 1: norm_weight is float32; 0: it has hidden's dtype
+    uint32_t norm_is_float;  // norm_weight is float32; else it has hidden's dtype
     float mean_scale;        // 1 / hidden
     float eps;
     float bias;
@@ -37,7 +37,7 @@ struct FusedPoolTiling {
     uint64_t row_stride;
     uint32_t tokens;
     uint32_t hidden;
-    uint32_t width;  // elements that are read of a row: with a norm all, else what results need
+    uint32_t width;  // elements read of a row: hidden with a norm, else what the result needs
     uint32_t dim;    // elements of a result
     uint32_t tokens_per_tile;
     uint32_t items_per_block;

@@ -1,5 +1,5 @@
-// The arithmetic that the CPU kernels share: they convert bfloat16 to float32 and back, and take an
-// exponential that compilers vectorise.
+// Numbers of the CPU kernels: bfloat16 to float32 and back, threads, and an exponential that
+// compilers vectorise.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 namespace pyrerank::cpu
 {
 
-using Bfloat16 = uint16_t;  // the bits of one
+using Bfloat16 = uint16_t;  // its bits
 
 inline float ToFloat(float x) { return x; }
 
@@ -22,7 +22,7 @@ inline float ToFloat(Bfloat16 x)
 
 inline void Store(float* to, float x) { *to = x; }
 
-// Rounds to the nearest, and ties to even; a NaN stays a NaN.
+// Rounds to nearest even; a NaN stays one.
 inline void Store(Bfloat16* to, float x)
 {
     uint32_t bits;
@@ -31,11 +31,11 @@ inline void Store(Bfloat16* to, float x)
     *to = static_cast<Bfloat16>(x == x ? rounded : 0x7fc0);
 }
 
-// Returns 2^x for x <= 127, with a relative error under 2e-7, and 0 for x < -126. It splits x into
-// n + r with a whole n and |r| <= 1/2; the polynomial is the Taylor series of 2^r up to r^7.
+// 2^x, for x <= 127, 0 below -126: relative error under 2e-7. x = n + r, |r| <= 1/2; the polynomial
+// is Taylor's of 2^r to r^7.
 inline float Exp2(float x)
 {
-    constexpr float kRound = 12582912.0f;  // 1.5 * 2^23; adding it rounds to a whole number
+    constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
     const float clamped = x < -126.0f ? -126.0f : x;
     const float n = (clamped + kRound) - kRound;
     const float r = clamped - n;

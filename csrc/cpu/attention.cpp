@@ -1,9 +1,9 @@
 // Attention over packed sequences.
 //
-// A task is a chunk of the queries of one sequence, with one key head. It packs its keys and values
-// once for tile.h. Then each block of queries goes over blocks of keys with a running maximum and
-// sum (Dao et al., FlashAttention, 2022). Blocks of keys begin at the first key of the sequence, so
-// a query's result has the same bits whichever queries are computed together with it.
+// A task is a chunk of one sequence's queries and one key head. Its keys and values are packed once
+// for tile.h; blocks of queries then go over blocks of keys with a running maximum and sum (Dao et
+// al., FlashAttention, 2022). Blocks of keys begin at the first key of the sequence, so that a
+// query's result has the same bits whichever queries are computed with it.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -21,7 +21,7 @@ namespace
 
 constexpr int64_t kRowBlock = 48;
 constexpr int64_t kKeyBlock = 512;
-constexpr int64_t kChunk = 512;  // queries of a task, which share packed keys and values
+constexpr int64_t kChunk = 512;  // queries that share what was packed
 
 int64_t RoundUp(int64_t count, int64_t multiple)
 {
@@ -30,12 +30,12 @@ int64_t RoundUp(int64_t count, int64_t multiple)
 
 struct Task
 {
-    int64_t row, rows;  // the first row of query and out, and how many
-    int64_t key, keys;  // the first key (a place in kv_rows, or a row), and how many are seen
+    int64_t row, rows;  // of query and out
+    int64_t key, keys;  // place in kv_rows, or row; how many the last query sees
     int64_t kv_head;
 };
 
-// The memory that a thread needs for a task. It grows as needed, and later tasks use it again.
+// What a thread needs for a task; grows, and is kept for the next one.
 template <typename First>
 struct Workspace
 {
@@ -44,12 +44,12 @@ struct Workspace
 
     std::vector<Second> keys;    // [panel][head_dim / kDepth][kPanel]
     std::vector<Second> values;  // [key / kDepth][head_dim, rounded up to vectors]
-    std::vector<First> query;    // [kRowBlock][head_dim], if T is not First
+    std::vector<First> query;    // [kRowBlock][head_dim], where the rows are of another type
     std::vector<float> scores = std::vector<float>(kRowBlock * kKeyBlock);
     std::vector<First> shares = std::vector<First>(kRowBlock * kKeyBlock);
     std::vector<float> mixed;  // [kRowBlock][head_dim, rounded up]
 
-    // Allocates all the memory that a task of so many keys needs.
+    // Takes all the memory that a task of so many keys needs.
     void Reserve(int64_t most_keys, int64_t head_dim)
     {
         keys.reserve(KeyElements(most_keys, head_dim));
@@ -68,7 +68,7 @@ struct Workspace
     }
 };
 
-// T is the type of the tensors; its elements are multiplied as type First.
+// First is what T is multiplied as.
 template <typename T, typename First>
 class Job
 {
@@ -124,7 +124,7 @@ private:
         }
     }
 
-    // Computes one head of `rows` queries; the last of them sees `keys` keys.
+    // One head of `rows` queries, of which the last sees `keys` keys.
     void Block(int64_t row, int64_t rows, int64_t head, int64_t keys, Workspace<First>& space) const
     {
         const float scale = kLog2E / std::sqrt(static_cast<float>(head_dim));
@@ -158,7 +158,7 @@ private:
         }
     }
 
-    // Returns the rows of queries as First, and how many elements they lie apart.
+    // Rows of queries, and how far they lie apart.
     std::pair<const First*, int64_t> Queries(int64_t row, int64_t rows, int64_t head,
                                              Workspace<First>& space) const
     {
@@ -171,8 +171,8 @@ private:
         return {space.query.data(), head_dim};
     }
 
-    // Computes the shares of the first `sees` keys of a block, not yet divided by their total. If
-    // they raise the maximum, it rescales `mixed` and `total`, which earlier blocks have added up.
+    // Shares of the first `sees` keys; what was mixed so far, and its total, are scaled to the new
+    // maximum.
     static void Softmax(const float* scores, float scale, int64_t sees, First* shares, float* mixed,
                         int64_t width, float& highest, float& total)
     {
@@ -223,7 +223,7 @@ void Attention(Packed<T> query, Packed<T> key, Packed<T> value, const std::vecto
         most_keys = std::max(most_keys, kv_lengths[b]);
     }
     const Job<T, First> job{query, key, value, kv_rows, causal, out, head_dim};
-    // Memory is allocated here, because an exception could not leave the threads below.
+    // Memory is taken here: where there is too little, an exception could not leave the threads.
     thread_local std::vector<Workspace<First>> kept;
     if (kept.size() < static_cast<size_t>(threads)) kept.resize(threads);
     for (int thread = 0; thread < threads; ++thread) kept[thread].Reserve(most_keys, head_dim);

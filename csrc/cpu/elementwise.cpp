@@ -8,7 +8,7 @@ namespace pyrerank::cpu
 namespace
 {
 
-constexpr int64_t kLanes = 16;  // sums of a row, which are added at its end in a fixed order
+constexpr int64_t kLanes = 16;  // sums of one row, added up at its end in a fixed order
 
 template <typename Square>
 float Sum(int64_t count, Square square)
@@ -47,8 +47,7 @@ void Rotate(T* __restrict x, float* __restrict values, const T* __restrict weigh
         Store(x + half + i, other[i] * ToFloat(cos[half + i]) + values[i] * ToFloat(sin[half + i]));
 }
 
-// Returns x / (1 + e^-z), or 0 where e^-z is over 2^126. The power is clamped there, and a huge x
-// divided by it would not be near 0, as the exact quotient is.
+// x / (1 + e^-z) in float32, for any x: beyond 2^-126 a quotient of it would no longer be near 0.
 inline float Gated(float x, float z)
 {
     const float power = -z * kLog2E;
@@ -85,7 +84,7 @@ void NormRotate(T* x, int64_t row_stride, const T* weight, float eps, const A* c
     const int64_t half = head_dim / 2;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t row = 0; row < rows; ++row) {
-        float values[kMaxHeadDim];  // a copy, so that reads and writes do not overlap
+        float values[kMaxHeadDim];  // a copy, which cannot overlap with what is written
         const A* c = cos + row * head_dim;
         const A* s = sin + row * head_dim;
         for (int64_t head = 0; head < heads; ++head) {

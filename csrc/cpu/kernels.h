@@ -1,7 +1,6 @@
-// Kernels for the host's processor: they compute the parts of a layer that are not matrix products.
-// Each kernel fuses several operations: it reads a number once, computes in float32, and writes the
-// result once. Rows are independent, so a row has the same bits alone and in any batch, with any
-// number of threads.
+// What of a layer is no matrix product, fused, for the host's processor: float32 arithmetic between
+// one read and one write of each number. Rows are independent: one has the same bits alone and in
+// any batch, with any number of threads.
 #pragma once
 
 #include <cstdint>
@@ -12,28 +11,27 @@
 namespace pyrerank::cpu
 {
 
-// Computes total = x + y and normed = total / sqrt(mean(total^2) + eps) * weight; x, y, total and
-// normed are [rows, width]. If y is null, nothing is added and total is not written. total may be
-// x. S is the type of x and total: T, or float, so that layers add up without rounding to T.
+// total = x + y, and normed = total / sqrt(mean(total^2) + eps) * weight, of [rows, width] each.
+// y null: no addition, and total is not written. total may be x.
+// S is the type of sums: T, or float, in which nothing of a sum is rounded away between layers.
 template <typename S, typename T>
 void AddRmsNorm(const S* x, const T* y, const T* weight, S* total, T* normed, int64_t rows,
                 int64_t width, float eps, int threads);
 
-constexpr int64_t kMaxHeadDim = 256;  // the largest head_dim; it must be even
+constexpr int64_t kMaxHeadDim = 256;  // of an even head_dim
 
-// Norms each head of x as AddRmsNorm does, then rotates its pairs (i, i + head_dim / 2), in place.
-// If weight is null, heads are not normed. x is [rows, heads, head_dim], and its rows lie
-// row_stride elements apart; cos and sin are [rows, head_dim], of type A.
+// Rotates pairs (i, i + head_dim / 2) of x [rows, heads, head_dim] in place; rows lie row_stride
+// apart. weight null: no norm of each head before that, as `AddRmsNorm`.
+// cos, sin [rows, head_dim], of which A is the type.
 template <typename T, typename A>
 void NormRotate(T* x, int64_t row_stride, const T* weight, float eps, const A* cos, const A* sin,
                 int64_t rows, int64_t heads, int64_t head_dim, int threads);
 
-// Computes out = silu(gate) * up, which is [rows, width]. gate and up lie side by side in x, which
-// is [rows, 2 * width].
+// out [rows, width] = silu(gate) * up, where gate and up lie side by side in x [rows, 2 width].
 template <typename T>
 void SwiGlu(const T* x, T* out, int64_t rows, int64_t width, int threads);
 
-// Computes GELU, in its tanh form, of x [rows, width].
+// GELU in its tanh form of x [rows, width].
 template <typename T>
 void Gelu(const T* x, T* out, int64_t rows, int64_t width, int threads);
 
@@ -41,17 +39,16 @@ template <typename T>
 struct Packed
 {
     const T* data;
-    int64_t row_stride;  // elements between the starts of two rows
+    int64_t row_stride;  // elements
     int64_t heads;
 };
 
-// Computes softmax(query key^T / sqrt(head_dim)) value, for each sequence by itself.
+// softmax(query key^T / sqrt(head_dim)) value, for each sequence by itself.
 //
-// query       holds the rows of all sequences, one after the other; sequence b has lengths[b]
-// kv_rows     says which rows of key and value the sequences attend to: kv_lengths[b] for sequence
-//             b, one sequence after the other. If it is null, the rows lie in this order
-// causal      means that the last query sees all keys, the query before it one key less, and so on
-// out         is [rows of query, query.heads, head_dim]
+// query       rows of all sequences, lengths[b] of sequence b, one after the other
+// kv_rows     rows of key and value, kv_lengths[b] of sequence b; null: sequence b's own
+// causal      the last query sees all keys, the one before it one key less, ...
+// out         [rows of query, query.heads, head_dim]
 template <typename T>
 void Attention(Packed<T> query, Packed<T> key, Packed<T> value, const std::vector<int64_t>& lengths,
                const int32_t* kv_rows, const std::vector<int64_t>& kv_lengths, bool causal, T* out,

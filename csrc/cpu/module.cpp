@@ -83,7 +83,7 @@ void BindGelu(uint64_t x, uint64_t out, int64_t rows, int64_t width, const std::
     });
 }
 
-using Address = std::tuple<uint64_t, int64_t, int64_t>;  // of the first row; row stride; heads
+using Address = std::tuple<uint64_t, int64_t, int64_t>;  // of rows, their stride, heads
 
 template <typename T>
 Packed<T> Unpack(const Address& packed)

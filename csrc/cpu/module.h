@@ -5,8 +5,8 @@
 namespace pyrerank::cpu
 {
 
-// Adds the kernels to the module, as Python functions that take addresses and sizes. They trust
-// them: pyrerank/kernels/host.py takes them from tensors that it has checked or made itself.
+// Adds the kernels to the module as Python functions over addresses and sizes, which layers.py and
+// attention.py take from tensors that they made themselves.
 void Bind(pybind11::module_& m);
 
 }  // namespace pyrerank::cpu

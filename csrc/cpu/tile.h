@@ -1,11 +1,9 @@
-// The matrix product inside attention. It multiplies a few rows by a panel of columns, and keeps
-// all sums in registers.
+// The matrix product inside attention: a few rows by a panel of columns, with all sums in registers.
 //
-// The second operand is packed for it: kDepth neighbouring rows lie side by side, as one
-// instruction takes them. bfloat16 is multiplied in pairs where the processor can (AVX512-BF16),
-// and is converted to float32 elsewhere. Each sum adds in the order of the rows of the second
-// operand, wherever its element lies in the product, so the bits of an element do not depend on its
-// place.
+// The second operand is packed for it: kDepth neighbouring rows side by side, as one instruction
+// takes them. bfloat16 is multiplied in pairs where the processor does so (AVX512-BF16), and is
+// converted to float32 elsewhere. A sum is formed in the order of the rows of the second operand,
+// wherever it lies in the product.
 #pragma once
 
 #include <algorithm>
@@ -20,7 +18,7 @@ namespace pyrerank::cpu
 {
 
 #if defined(__AVX512F__)
-constexpr int kLanes = 16, kVectors = 4;  // 24 sums, 4 columns and 1 element take 29 of 32
+constexpr int kLanes = 16, kVectors = 4;  // 24 sums, 4 columns and an element of a row: 29 of 32
 #elif defined(__AVX__)
 constexpr int kLanes = 8, kVectors = 2;
 #elif defined(__aarch64__)
@@ -41,7 +39,7 @@ Vector Load(const T* from)
     return value;
 }
 
-// Says how elements of type First, in rows, are multiplied by packed elements of type Second.
+// How elements of type First, in rows, meet packed ones of type Second.
 template <typename First>
 struct Product;
 
@@ -77,8 +75,7 @@ using Bfloat16Operand = Bfloat16;
 using Bfloat16Operand = float;
 #endif
 
-// Computes C = A B, or C = C + A B with `add`. A is [Rows, kDepth * steps], B is [steps, ldb], and
-// C is [Rows, kLanes * Vectors].
+// C [Rows, kLanes Vectors] = A B, or C + A B with `add`; A [Rows, kDepth steps], B [steps, ldb].
 template <typename First, int Rows, int Vectors>
 void Tile(const First* a, int64_t lda, const typename Product<First>::Second* b, int64_t ldb,
           int64_t steps, float* c, int64_t ldc, bool add)
@@ -120,8 +117,7 @@ void Short(int64_t rows, int64_t vectors, const First* a, int64_t lda,
         Short<First, Rows - 1>(rows, vectors, a, lda, b, ldb, steps, c, ldc, add);
 }
 
-// Does the same for any number of rows and vectors; panels of kPanel columns lie panel_stride
-// apart.
+// The same for any number of rows and vectors; panels of kPanel columns lie panel_stride apart.
 template <typename First>
 void Multiply(const First* a, int64_t lda, int64_t rows, const typename Product<First>::Second* b,
               int64_t ldb, int64_t panel_stride, int64_t vectors, int64_t steps, float* c,

@@ -1,7 +1,6 @@
-// Declares the kernels as csrc/host launches them. With CANN they are launch functions, which the
-// generator of CANN 8 or launch.asc (CANN 9) provides: they take the number of blocks, the stream,
-// the buffers, and a pointer to the tiling, which they copy. Without CANN they are the kernels
-// themselves.
+// The kernels as csrc/host launches them. With CANN they are launch functions, which its generator
+// (CANN 8) or launch.asc (CANN 9) writes: they take the number of blocks, the stream, the buffers
+// and a pointer to the tiling, which they copy. Without, they are the kernels themselves.
 #pragma once
 
 #include <cstdint>

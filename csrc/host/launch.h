@@ -1,6 +1,6 @@
-// The differences between CANN and the simulator: how a kernel is launched and counted, and how
-// many cores a device has. Only this file and kernels.h know which of the two csrc/host is built
-// for; PYRERANK_NPU=1 stands for CANN.
+// Where CANN and the simulator differ: how a kernel is launched and counted, and how many cores a
+// device has. Besides kernels.h, nothing else in csrc/host knows which of the two it is built for
+// (PYRERANK_NPU=1: CANN).
 #pragma once
 
 #include <array>
@@ -15,7 +15,7 @@
 #include "kernels.h"
 
 #if PYRERANK_NPU
-#if !PYRERANK_ASC  // the compiler checks that the headers of CANN 8 agree with kernels.h
+#if !PYRERANK_ASC  // what CANN 8 generated must agree with kernels.h
 #include "aclrtlaunch_fused_pool_bfloat16.h"
 #include "aclrtlaunch_fused_pool_float16.h"
 #include "aclrtlaunch_fused_pool_float32.h"
@@ -36,7 +36,7 @@
 namespace pyrerank
 {
 
-// One buffer of global memory that a kernel takes. Buffers stand in the order of its parameters.
+// One buffer of global memory a kernel takes, in the order of its parameters.
 struct Buffer {
     const char* name;
     uint64_t address;
@@ -45,8 +45,8 @@ struct Buffer {
 };
 
 struct Target {
-    int threads;      // how many a launch on the CPU may use
-    uint64_t stream;  // a stream handle of torch_npu; 0 on the CPU
+    int threads;      // CPU only
+    uint64_t stream;  // a stream handle of torch_npu, or 0
 };
 
 [[noreturn]] inline void Fail(const std::string& what, int64_t status, const char* reason = nullptr)
@@ -55,12 +55,11 @@ struct Target {
     throw std::runtime_error(reason == nullptr ? text : text + ": " + reason);
 }
 
-// Returns the number of vector cores of the calling thread's device. `ask(device)` is called once
-// for each device.
+// The vector cores of the calling thread's device. A device is asked once, by `ask(device)`.
 template <class GetDevice, class Ask>
 int64_t DeviceCores(GetDevice get_device, Ask ask)
 {
-    static std::array<std::atomic<int64_t>, 64> known{};  // 0 stands for not asked yet
+    static std::array<std::atomic<int64_t>, 64> known{};  // 0: not asked yet
     int32_t device = -1;
     if (const int status = get_device(&device)) Fail("aclrtGetDevice", status);
     std::atomic<int64_t>& cores = known.at(static_cast<size_t>(device));
@@ -68,7 +67,7 @@ int64_t DeviceCores(GetDevice get_device, Ask ask)
     return cores;
 }
 
-constexpr int kVectorCores = 1;  // the value of aclDeviceInfo that asks for them
+constexpr int kVectorCores = 1;  // of aclDeviceInfo
 
 #if PYRERANK_NPU
 
@@ -79,7 +78,7 @@ static_assert(kVectorCores == ACL_DEVICE_INFO_VECTOR_CORE_NUM, "the enumeration 
 inline int64_t Cores(const Target&)
 {
     return DeviceCores(aclrtGetDevice, [](uint32_t device) {
-        // On a chip of another family, CANN's launch functions do nothing and report success.
+        // On a chip of another family CANN's launch functions do nothing and report success.
         const char* soc = aclrtGetSocName();
         const std::string name = soc == nullptr ? "unknown" : soc;
         const bool same_family = (name.rfind("Ascend910B", 0) == 0 && name != "Ascend910B") ||
@@ -116,17 +115,17 @@ inline void ResetCounters() {}
 constexpr const char* kTarget = "cpu";
 constexpr bool kStrict = sim::kStrict;
 
-// The functions of the simulated CANN runtime; they are null if it is not in the process.
+// What of the simulated CANN runtime is in the process.
 struct Runtime {
     int (*launch)(void* stream, const char* name, int (*call)(void*), void* item,
                   void (*drop)(void*));
     int (*get_device)(int32_t* device);
     int (*get_capability)(uint32_t device, int what, int64_t* value);
-    bool real;  // whether CANN itself is in the process instead
+    bool real;  // CANN itself is there instead
 
     Runtime()
     {
-        // torch_npu has loaded the library, perhaps with its symbols hidden.
+        // loaded by torch_npu, perhaps with its symbols hidden
         void* cann = dlopen("libascendcl.so", RTLD_LAZY | RTLD_NOLOAD);
         Find(cann, "cannsim_launch", launch);
         Find(cann, "aclrtGetDevice", get_device);
@@ -147,7 +146,7 @@ struct Runtime {
     }
 };
 
-// On a stream, returns as many cores as the device has, so that both builds divide work alike.
+// On a stream as many as the device has, so that both builds cut work alike.
 inline int64_t Cores(const Target& target)
 {
     if (target.stream == 0) return target.threads;
@@ -161,8 +160,8 @@ inline int64_t Cores(const Target& target)
     });
 }
 
-// If there is a stream, and the simulated CANN runtime is in the process, the launch is put on that
-// stream, where it can be captured. Else it runs at once.
+// With a stream, the launch becomes an item of that stream of the simulated CANN runtime, if one is
+// in the process, and can be captured there; else it runs now.
 template <class Kernel, class Tiling, size_t N, size_t... I>
 void Enqueue(const char* name, Kernel* kernel, uint32_t blocks, const Target& target,
              const std::array<Buffer, N>& buffers, const Tiling& tiling, std::index_sequence<I...>)

@@ -1,6 +1,6 @@
-// The Python modules pyrerank._C and pyrerank._C_npu. They offer the kernels as functions that take
-// addresses, sizes, scalars and a stream handle, and know nothing of torch: pyrerank/kernels/ops.py
-// checks tensors and the values in them, tiling.cpp checks sizes and scalars.
+// pyrerank._C and pyrerank._C_npu: the kernels as Python functions over addresses, sizes, scalars and
+// a stream handle. They know no torch: tensors and the values in them are checked by
+// pyrerank/ops.py, sizes and scalars in tiling.cpp.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -113,8 +113,8 @@ py::dict BuildInfo()
     info["compiler"] = PYRERANK_COMPILER;
     info["flags"] = PYRERANK_FLAGS;
     info["soc"] = PYRERANK_SOC;
-    info["cann"] = PYRERANK_CANN;  // the version of CANN
-    info["flow"] = PYRERANK_FLOW;  // how CANN compiled the kernels: ascendc_library or asc
+    info["cann"] = PYRERANK_CANN;  // its version
+    info["flow"] = PYRERANK_FLOW;  // how it compiled the kernels: ascendc_library or asc
     info["kernels"] = py::make_tuple("last_token_gather", "score_head", "fused_pool");
     return info;
 }
@@ -143,7 +143,7 @@ PYBIND11_MODULE(PYRERANK_MODULE, m)
     cpu::Bind(m);
 #endif
 #if ASCENDC_SIM_STRICT
-    // A launch must not depend on the order of its blocks, so tests change it.
+    // A launch must not depend on the order of its blocks; tests turn it round.
     m.def("set_block_order", [](const std::string& order) {
         sim::SetBlockOrder(order == "reverse"    ? sim::BlockOrder::kReverse
                            : order == "shuffled" ? sim::BlockOrder::kShuffled

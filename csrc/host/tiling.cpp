@@ -10,10 +10,10 @@ namespace
 {
 
 constexpr int64_t kMaxWidth =
-    8192;  // a row of float32 then has 32 KiB, for which the kernels plan their UB
+    8192;  // a row of float32 is then 32 KiB, what the kernels' UB plans hold
 constexpr int64_t kWidthStep = 16;          // 16 elements of 2 bytes are one 32-byte block of UB
-constexpr int64_t kMaxBlocks = 65535;       // the most of one launch
-constexpr int64_t kMaxTileElements = 8192;  // the most of fused_pool, see its UB plan
+constexpr int64_t kMaxBlocks = 65535;       // of one launch
+constexpr int64_t kMaxTileElements = 8192;  // of fused_pool, see its UB plan
 constexpr int64_t kMaxTileTokens = 8;
 
 [[noreturn]] void Reject(const std::string& argument, const std::string& got,
@@ -37,7 +37,7 @@ void CheckRows(const Rows& hidden)
         Reject("H (elements of a row of hidden)", std::to_string(hidden.width),
                "a multiple of " + std::to_string(kWidthStep));
     }
-    // A copy of several rows states the gap between them in bytes, as 32 bits.
+    // A copy of several rows states the gap between them in 32 bits of bytes.
     const int64_t largest = (static_cast<int64_t>(UINT32_MAX) + 1) / SizeOf(hidden.dtype);
     CheckRange("row_stride (elements between rows of hidden)", hidden.row_stride, hidden.width,
                largest);
@@ -131,8 +131,7 @@ FusedPoolTiling TileFusedPool(const Rows& hidden, const Split& split, const Pool
 {
     CheckRows(hidden);
     CheckRange("dim", options.dim, 1, hidden.width);
-    // Without a norm, elements beyond dim are not read. The width is rounded up to 32-byte blocks,
-    // so that copies put no filler into a tile.
+    // Without a norm nothing beyond dim is needed; whole 32-byte blocks keep a tile free of filler.
     const int64_t block = 32 / SizeOf(hidden.dtype);
     const int64_t width =
         options.has_norm ? hidden.width : (options.dim + block - 1) / block * block;

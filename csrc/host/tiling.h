@@ -1,8 +1,6 @@
-// Turns the arguments of an operator into the struct that its kernel reads. This is arithmetic
-// only: it touches no device and no memory.
+// From an op's arguments to the struct its kernel reads. Pure arithmetic: no device, no memory.
 //
-// Every function may throw std::invalid_argument, which names the argument, what it got and what it
-// wanted.
+// Every function throws std::invalid_argument, naming the argument, what it got and what it wanted.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +19,7 @@ uint32_t ParsePoolMode(const std::string& name);  // "last", "mean", "cls"
 uint32_t SizeOf(DType dtype);
 uint32_t NanBits(DType dtype);
 
-// The argument `hidden`: `tokens` rows of `width` elements, whose starts lie `row_stride` apart.
+// hidden: `tokens` rows of `width` elements, `row_stride` apart.
 struct Rows {
     int64_t tokens;
     int64_t width;
@@ -31,8 +29,7 @@ struct Rows {
     uint64_t Bytes() const;  // from the first element to the end of the last
 };
 
-// Says how items are divided into contiguous slices, one for each of `blocks` blocks: each has
-// `items_per_block` items, and the first `extra_items` blocks have one more.
+// `count` items cut into contiguous slices, one for each of `blocks` blocks.
 struct Split {
     uint32_t blocks;
     uint32_t items_per_block;

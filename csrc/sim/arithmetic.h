@@ -1,4 +1,4 @@
-// The arithmetic of the elementwise instructions, over arrays of lanes.
+// What the elementwise instructions compute, over arrays of lanes.
 #pragma once
 
 #include <cmath>
@@ -13,18 +13,17 @@ constexpr auto kAdd = [](auto a, auto b) { return a + b; };
 constexpr auto kSub = [](auto a, auto b) { return a - b; };
 constexpr auto kMul = [](auto a, auto b) { return a * b; };
 constexpr auto kDiv = [](auto a, auto b) { return a / b; };
-constexpr auto kMax = [](auto a, auto b) { return a > b ? a : b; };  // if a is NaN, the result is b
+constexpr auto kMax = [](auto a, auto b) { return a > b ? a : b; };  // a NaN in a gives b
 constexpr auto kMin = [](auto a, auto b) { return a < b ? a : b; };
 
-// Exp and Ln are rounded from double, so that their bits do not depend on the C library or on the
-// vector width.
+// Exp and Ln are rounded from double: the bits do not depend on the C library or the vector width.
 constexpr auto kExp = [](float a) { return static_cast<float>(std::exp(static_cast<double>(a))); };
 constexpr auto kLn = [](float a) { return static_cast<float>(std::log(static_cast<double>(a))); };
 constexpr auto kSqrt = [](float a) { return std::sqrt(a); };
 constexpr auto kAbs = [](float a) { return std::fabs(a); };
 
-// Reciprocal and Rsqrt are approximations on the device. Here they have an error of the documented
-// order, up or down by the last bit of the argument, so that errors do not cancel out.
+// Reciprocal and Rsqrt are approximations on the device: off by the documented order, up or down
+// with the last bit of the argument, so that no two errors cancel out.
 template <class T>
 float Approximate(float exact, float argument)
 {
@@ -36,7 +35,7 @@ constexpr auto kReciprocal = [](float a) { return Approximate<T>(1.0f / a, a); }
 template <class T>
 constexpr auto kRsqrt = [](float a) { return Approximate<T>(1.0f / std::sqrt(a), a); };
 
-// half is computed in float, which rounds the same; integers are computed in 64 bits, and wrap.
+// half goes through float, which rounds the same; integers through 64 bits, and wrap.
 template <class Op, class T>
 T Apply(Op op, T a, T b)
 {
@@ -59,7 +58,7 @@ T Apply(Op op, T a)
     }
 }
 
-// dst is a source, or does not overlap it, so no lane depends on another.
+// dst is a source or apart from it, so no lane depends on another.
 template <class Op>
 auto BinaryKernel(Op op)
 {
@@ -87,12 +86,12 @@ auto UnaryKernel(Op op)
     };
 }
 
-// Computes d += a * b, and rounds product and sum separately.
+// d += a * b, product and sum rounded separately.
 struct MulAddKernel {
     template <class D, class S>
     void operator()(uint32_t n, D* d, const S* a, const S* b) const
     {
-        if (a == b) return Run(n, d, a, a);  // squares need one load less, and loads take the time
+        if (a == b) return Run(n, d, a, a);  // squares: a load less, and loads are what it waits for
         Run(n, d, a, b);
     }
     template <class D, class S>

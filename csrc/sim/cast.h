@@ -1,4 +1,4 @@
-// Cast converts between element types, with the pairs of types and the rounding modes that A2 has.
+// Cast between element types: the pairs and rounding modes of A2.
 #pragma once
 
 #include "vector.h"
@@ -17,7 +17,7 @@ constexpr uint32_t kRounding =
     Modes(RoundMode::CAST_RINT, RoundMode::CAST_FLOOR, RoundMode::CAST_CEIL, RoundMode::CAST_ROUND,
           RoundMode::CAST_TRUNC);
 
-// The rounding modes of a pair of types, as a set of bits; 0 if the pair does not exist.
+// The rounding modes of a pair as a set of bits; 0: the pair does not exist.
 template <class D, class S>
 constexpr uint32_t kCastModes = 0;
 template <>

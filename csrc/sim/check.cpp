@@ -1,4 +1,4 @@
-// Checks where operands lie and what state they are in, and that a kernel leaves nothing behind.
+// Where an operand may lie and what it may hold, and what must be clean at the end of a kernel.
 #include "check.h"
 
 #if ASCENDC_SIM_STRICT
@@ -50,7 +50,7 @@ void CheckLive(const char* api, const char* operand, const Buffer* buffer, uint3
         FailOperand(api, operand, "used between EnQue and DeQue");
 }
 
-// Checks that a range in UB lies in its tensor and in the tensor's buffer.
+// A range in UB must lie in its tensor and in the tensor's buffer.
 void CheckUbRange(const char* api, const char* operand, const Buffer& buffer, uintptr_t tensor_end,
                   const Range& r)
 {
@@ -115,7 +115,7 @@ Access Resolve(const char* api, pipe_t pipe, const Bytes& b)
         if (a.gm) {
             CheckGmRange(api, b, r);
         } else {
-            uintptr_t end = UbOffset(b.end);  // a DMA fills the last 32 bytes
+            uintptr_t end = UbOffset(b.end);  // a DMA fills up the last 32 bytes
             CheckUbRange(api, b.name, *b.buffer, pipe == PIPE_MTE2 ? (end + 31) / 32 * 32 : end, r);
         }
         Append(a.ranges, r);
@@ -162,7 +162,7 @@ bool Intersect(std::vector<Range> a, std::vector<Range> b)
     return false;
 }
 
-// A source may be the destination, lane for lane. Any other overlap has no defined result.
+// A source may be the destination, lane for lane; any other overlap has no defined result.
 bool SameLanes(const Lanes& lanes, const Operand& a, const Operand& b)
 {
     if (a.address != b.address || a.element != b.element) return false;
@@ -204,7 +204,7 @@ void BeginBlock()
 {
     State& s = *state;
     s.ub.Clear();
-    std::memset(ThisCore().ub, 0xff, kUbBytes);  // is NaN in every floating type
+    std::memset(ThisCore().ub, 0xff, kUbBytes);  // NaN in every floating type
     std::fill_n(s.n, kPipes, 0);
     std::fill_n(&s.known[0][0], kPipes * kPipes, 0);
     for (auto& pair : s.flags) std::fill_n(pair, kEventIds, Flag{});
@@ -275,7 +275,7 @@ void Vector(const char* api, const Lanes& lanes, std::initializer_list<Operand> 
     }
     for (const Bytes& result : results) {
         accesses.push_back(Resolve(api, PIPE_V, result));
-        // In place is allowed, because a sum lands at or before the repeat that it comes from.
+        // In place, a sum lands at or before the repeat it comes from.
         if (result.address != ops[0].address &&
             Intersect(accesses.back().ranges, accesses[0].ranges)) {
             FailOperand(api, result.name, "overlaps %s without starting at the same address",

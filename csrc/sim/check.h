@@ -1,5 +1,5 @@
-// The checks of the checked build. In the fast build every function here is empty and SIM_CHECK
-// expands to nothing, so the headers of the API use them without #if.
+// What the checked build verifies. In the fast build every function here is empty and every
+// SIM_CHECK vanishes, so the API headers call them without #if.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace sim::check {
 
-// The lanes that one vector instruction processes; see lanes.h.
+// The lanes one vector instruction processes; see lanes.h.
 struct Lanes;
 
 // One UB operand of a vector instruction.
@@ -27,19 +27,19 @@ struct Operand {
     uint32_t align;  // of the start address, in bytes
 };
 
-// Bytes that a DMA or scalar instruction touches, in UB (if buffer is set) or in GM.
+// A run of bytes that a DMA or scalar instruction touches, in UB (buffer set) or in GM.
 struct Bytes {
     const char* name;
     const void* address;
     uint64_t size;
-    uint32_t blocks;  // how many blocks of `size` bytes there are
-    uint64_t stride;  // how many bytes lie between the starts of two
+    uint32_t blocks;  // this many runs,
+    uint64_t stride;  // this far apart
     bool writes;
     const Buffer* buffer;  // nullptr: GM
     uint32_t generation;
     const void* begin;  // of the tensor
     const void* end;
-    bool undefined;  // whether the written bytes have no defined value
+    bool undefined;  // what is written has no defined value
 };
 
 #if ASCENDC_SIM_STRICT
@@ -53,7 +53,7 @@ void BeginLaunch(const char* kernel, std::initializer_list<Region> regions);
 void EndLaunch();
 void BeginBlock();
 void EndBlock();
-void EndPipe();  // The TPipe destructor calls it and cannot throw, so EndBlock reports.
+void EndPipe();  // from the TPipe destructor, which cannot throw: EndBlock reports
 
 void Vector(const char* api, const Lanes& lanes, std::initializer_list<Operand> operands,
             std::initializer_list<Bytes> results = {});

@@ -1,4 +1,4 @@
-// The state that the parts of the checker share.
+// What the parts of the checker share: all it knows about the launch and the block that runs.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +29,7 @@ struct Flag {
     uint32_t known[kPipes] = {};
 };
 
-// Everything that the checker knows about the launch, and about the block that runs.
+// Everything the checker knows: about the launch, and about the block that runs.
 struct State {
     std::string kernel;
     std::vector<Region> regions;
@@ -41,7 +41,7 @@ struct State {
     Flag flags[kEventPairs][kEventIds];
     std::vector<const char*> posted[kPipes];  // API names, by instruction number
     std::vector<Instruction> trace;
-    std::string at_end;                       // the error that the TPipe destructor found
+    std::string at_end;                       // what the TPipe destructor found
 };
 
 extern std::unique_ptr<State> state;
@@ -51,7 +51,7 @@ std::string Prefix();  // "kernel, block 3: "
 [[noreturn]] void FailOperand(const char* api, const char* operand, const char* format, ...)
     __attribute__((format(printf, 3, 4)));
 
-// Posts one instruction on a pipe. Fails unless its accesses are ordered after all earlier ones.
+// Posts one instruction on a pipe, whose accesses must be in order with all earlier ones.
 void Commit(pipe_t pipe, const char* api, const std::vector<Access>& accesses);
 
 }  // namespace sim::check

@@ -1,5 +1,5 @@
-// The instructions that copy from global memory to the unified buffer (MTE2), from the unified
-// buffer to global memory (MTE3), and within the unified buffer (V).
+// Copies: global memory -> unified buffer (MTE2), unified buffer -> global memory (MTE3), within
+// the buffer (V).
 #pragma once
 
 #include <cstring>
@@ -9,7 +9,7 @@
 
 namespace AscendC {
 
-struct DataCopyParams {  // lengths and gaps are in units of 32 bytes
+struct DataCopyParams {  // lengths and gaps in units of 32 B
     DataCopyParams() = default;
     DataCopyParams(uint16_t count, uint16_t len, uint16_t src_gap, uint16_t dst_gap)
         : blockCount(count), blockLen(len), srcStride(src_gap), dstStride(dst_gap)
@@ -17,9 +17,8 @@ struct DataCopyParams {  // lengths and gaps are in units of 32 bytes
     uint16_t blockCount = 1, blockLen = 0, srcStride = 0, dstStride = 0;
 };
 
-// The length is in bytes. Gaps are in bytes on the GM side, and in units of 32 bytes on the UB
-// side.
-struct DataCopyExtParams {
+struct DataCopyExtParams {  // length in bytes; gaps in bytes on the GM side and in 32 B on the UB
+                            // side
     DataCopyExtParams() = default;
     DataCopyExtParams(uint16_t count, uint32_t len, uint32_t src_gap, uint32_t dst_gap,
                       uint32_t reserved)
@@ -30,7 +29,7 @@ struct DataCopyExtParams {
 };
 
 template <class T>
-struct DataCopyPadExtParams {  // paddings are in elements
+struct DataCopyPadExtParams {  // paddings in elements
     DataCopyPadExtParams() = default;
     DataCopyPadExtParams(bool pad, uint8_t left, uint8_t right, T value)
         : isPad(pad), leftPadding(left), rightPadding(right), paddingValue(value)
@@ -78,7 +77,7 @@ void AtomicAdd(uint8_t* dst, const uint8_t* src, uint64_t bytes)
     }
 }
 
-// Copies `blocks` blocks of `bytes` bytes each; strides are from start to start.
+// `blocks` runs of `bytes`; the strides are from start to start.
 template <class T>
 void StoreRuns(const AscendC::GlobalTensor<T>& dst, const AscendC::LocalTensor<T>& src,
                uint32_t blocks, uint64_t bytes, uint64_t dst_stride, uint64_t src_stride)
@@ -223,9 +222,9 @@ void DataCopy(const LocalTensor<T>& dst, const LocalTensor<T>& src, uint32_t cou
     DataCopy(dst, src, sim::WholeBlocks<T>(count));
 }
 
-// Each block starts at a 32-byte boundary of UB, and a filler follows up to the next boundary. The
-// filler is the padding value; without paddings, it is the block's first element; with paddings but
-// isPad = false, it is undefined.
+// Each block starts at a 32-byte boundary of UB. Up to the next boundary follows a filler: the
+// padding value; without any padding, the block's first element; with paddings but isPad = false,
+// nothing defined.
 template <class T>
 void DataCopyPad(const LocalTensor<T>& dst, const GlobalTensor<T>& src, const DataCopyExtParams& p,
                  const DataCopyPadExtParams<T>& pad)

@@ -1,5 +1,5 @@
-// The state of the vector core that runs the current block: its unified buffer, the buffers that
-// lie there, reserved event ids, and the registers for masks and atomic operations.
+// State of the vector core that runs the current block: its unified buffer, the buffers carved out
+// of it, reserved event ids, mask and atomic registers.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,7 @@ namespace AscendC {
 
 class TPipe;
 
-enum class HardEvent : uint8_t {  // PRODUCER_CONSUMER: the pairs that a vector core has
+enum class HardEvent : uint8_t {  // PRODUCER_CONSUMER; the pairs a vector core has
     MTE2_V,
     V_MTE2,
     MTE3_V,
@@ -47,7 +47,7 @@ namespace sim {
 
 using AscendC::HardEvent;
 
-constexpr uint32_t kUbBytes = 196608;        // what a core has
+constexpr uint32_t kUbBytes = 196608;        // what the core has
 constexpr uint32_t kUbBudgetBytes = 188160;  // what a kernel may use: the tool chain keeps the rest
 constexpr uint32_t kBlockBytes = 32;
 constexpr uint32_t kRepeatBytes = 256;
@@ -63,7 +63,7 @@ enum class BufferState : uint8_t { kFree, kOccupied, kQueued, kDequeued, kScratc
 struct Buffer {
     uint32_t addr;
     uint32_t bytes;
-    uint32_t generation;  // counts calls of AllocTensor, to tell a stale tensor from a live one
+    uint32_t generation;  // AllocTensor calls so far: tells a stale tensor from a live one
     BufferState state;
     int8_t enque_event;   // event id between EnQue and DeQue, else -1
     int8_t free_event;    // event id between FreeTensor and the next AllocTensor, else -1
@@ -75,8 +75,8 @@ enum class AtomicType : uint8_t { kNone, kInt8, kInt16, kHalf, kBfloat16, kInt32
 struct Mask {
     uint64_t low = ~uint64_t{0};
     uint64_t high = ~uint64_t{0};
-    bool counter = false;  // the mode: true if low is a number of elements, false if bits are lanes
-    bool chosen = false;   // whether the kernel set it, and no instruction has replaced it since
+    bool counter = false;  // mode: false = one bit a lane, true = low is a number of elements
+    bool chosen = false;   // by the kernel itself, and not lost to an instruction since
 };
 
 struct Core {
@@ -88,7 +88,7 @@ struct Core {
     uint32_t ub_used = 0;
     Mask mask;
     AtomicType atomic = AtomicType::kNone;
-    uint8_t reserved_events[kEventPairs] = {};  // one bit for each id
+    uint8_t reserved_events[kEventPairs] = {};  // a bit per id
     Buffer buffers[kMaxBuffers];
     Counters counters;
 

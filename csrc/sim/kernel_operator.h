@@ -1,25 +1,24 @@
-// Ascend C for one vector core of Atlas A2, on the host: a functional model of those parts of the
-// API that the kernels use.
+// Ascend C for one vector core, on the host: a functional model of the API subset the kernels use,
+// for Atlas A2.
 //
-// This file has the name that the vendor's tool chain gives it, so kernels include it and compile
-// unchanged for both.
+// Kernels include this file by the name the vendor's tool chain gives it, and compile unchanged for
+// both.
 //
-// One source makes two builds. The fast build (the default) runs plain loops. The checked build
-// (ASCENDC_SIM_STRICT=1) computes the same bits, and throws sim::Error at the first broken rule,
-// such as a wrong alignment or range, memory that is read before it is written, a missing flag or
-// barrier, a queue that is used wrongly, or a mode that is left on. The device compiler inserts
-// some synchronisation by itself; the checked build behaves as if it inserted none.
+// Two builds from one source. The fast one (default) runs plain loops. The checked one
+// (ASCENDC_SIM_STRICT=1) computes the same bits and throws sim::Error at the first broken rule:
+// alignment, ranges, use of memory nothing wrote, a missing flag or barrier, queue discipline,
+// modes left on. The device compiler inserts some synchronisation by itself; the checked build
+// behaves as if it inserted none.
 //
-// The model cannot show
+// What it cannot show:
 //   - time: pipes do not overlap here, and there are no bank conflicts, caches or fetches;
 //   - what the device compiler refuses (stack, address spaces, language), except element types;
-//   - the last bits of Exp, Ln, Div and Sqrt, which are correctly rounded here, and of fused
-//     multiply-adds, which round twice here; Reciprocal and Rsqrt have an error on purpose, of the
-//     documented order;
-//   - overflow of int16 and int32, which wraps here, and of float to int32, which saturates here
-//     and makes 0 of NaN;
-//   - what Max, Min, Maxs and Mins make of a NaN; here the second operand wins;
-//   - coherence of the scalar data cache between launches, and cache lines that cores share.
+//   - the last bits of Exp, Ln, Div and Sqrt, which are correctly rounded here, and of the fused
+//     multiply-add forms, which round twice here; Reciprocal and Rsqrt are off on purpose, by the
+//     order of their documented error;
+//   - int16 and int32 overflow, which wraps here; float to int32 saturates and maps NaN to 0;
+//   - what Max, Min, Maxs and Mins make of a NaN: here the second operand wins;
+//   - coherence of the scalar data cache between launches, and cache lines shared by cores.
 #pragma once
 
 #define __global__

@@ -1,5 +1,5 @@
-// Lanes say which elements a vector instruction processes. All vector instructions find and visit
-// them with the functions of this file.
+// Which lanes a vector instruction processes, and how to walk them: shared by all vector
+// instructions.
 #pragma once
 
 #include <algorithm>
@@ -10,15 +10,15 @@
 namespace sim::check {
 
 struct Lanes {
-    uint32_t per_repeat = 0;  // elements of a full repeat
+    uint32_t per_repeat = 0;  // elements in a full repeat
     uint32_t repeats = 0;
-    bool contiguous = false;  // the count form, which has no strides
-    bool counted = false;     // lanes are the first `total` elements of all repeats; else bits tell
+    bool contiguous = false;  // the count form: no strides at all
+    bool counted = false;     // lanes are the first `total` elements over all repeats, else by bits
     uint64_t total = 0;
-    uint64_t low = 0, high = 0;  // the mask bits of each repeat
-    uint32_t prefix = 0;         // how many bits are set, if they are the first ones; else 0
+    uint64_t low = 0, high = 0;  // mask bits of every repeat
+    uint32_t prefix = 0;         // the number of bits if they are the first ones, else 0
 
-    // Returns the number of lanes if they are the first ones of this repeat, else 0.
+    // The number of lanes if they are the first ones of this repeat, else 0.
     uint32_t Prefix(uint32_t repeat) const
     {
         if (!counted) return prefix;
@@ -26,7 +26,7 @@ struct Lanes {
             std::min<uint64_t>(per_repeat, total - uint64_t{repeat} * per_repeat));
     }
 
-    // Returns how many repeats, from the first on, have all their lanes.
+    // How many repeats, the first ones, have all their lanes.
     uint32_t WholeRepeats() const
     {
         if (counted) return static_cast<uint32_t>(total / per_repeat);
@@ -45,8 +45,8 @@ namespace sim {
 
 using check::Lanes;
 
-// Calls f(repeat, first lane, number of lanes) for all neighbouring selected lanes from repeat
-// `begin` on; no call crosses a multiple of `chunk`.
+// Calls f(repeat, first lane, lanes) for every run of selected lanes from repeat `begin` on; no run
+// crosses a multiple of `chunk`.
 template <class F>
 void ForEachRun(const Lanes& lanes, uint32_t begin, uint32_t chunk, F f)
 {
@@ -64,7 +64,7 @@ void ForEachRun(const Lanes& lanes, uint32_t begin, uint32_t chunk, F f)
     }
 }
 
-// Returns the byte offset of a lane; strides are in units of 32 bytes.
+// Byte offset of a lane, given strides in 32 B.
 constexpr uint32_t LaneOffset(uint32_t element, uint32_t block_stride, uint32_t repeat_stride,
                               uint32_t repeat, uint32_t lane)
 {
@@ -92,8 +92,8 @@ inline Lanes CounterModeLanes(uint32_t per_repeat, uint64_t total)
     return lanes;
 }
 
-// The lanes of the count form. It sets counter mode, runs, and restores normal mode with a full
-// mask, so a mask that was set before is lost.
+// The count form sets counter mode, runs, and restores normal mode with a full mask: a mask set
+// before is lost.
 inline Lanes CountLanes([[maybe_unused]] const char* api, int64_t count, uint32_t widest)
 {
     SIM_CHECK(count >= 0, api, "count %lld is negative", static_cast<long long>(count));
@@ -139,7 +139,7 @@ inline void CheckRepeat([[maybe_unused]] const char* api, [[maybe_unused]] int64
               static_cast<long long>(repeat));
 }
 
-// The lanes of the mask registers as the kernel set them (isSetMask = false).
+// The mask registers as the kernel set them (isSetMask = false).
 inline Lanes RegisterLanes([[maybe_unused]] const char* api, int64_t repeat, uint32_t per_repeat)
 {
     const Mask& mask = ThisCore().mask;
@@ -157,7 +157,7 @@ inline void RequireNormalMode([[maybe_unused]] const char* api)
         "mask mode is counter: call SetMaskNorm(), or pass isSetMask = false and MASK_PLACEHOLDER");
 }
 
-// The lanes of the high-dimensional form that takes a number of lanes.
+// The high-dimensional form with a number of lanes.
 template <bool isSetMask>
 Lanes RepeatLanes(const char* api, uint64_t mask, int64_t repeat, uint32_t widest)
 {
@@ -172,7 +172,7 @@ Lanes RepeatLanes(const char* api, uint64_t mask, int64_t repeat, uint32_t wides
     return BitLanes(per_repeat, static_cast<uint8_t>(repeat), low, high);
 }
 
-// The lanes of the high-dimensional form that takes a bit for each lane, as {low, high}.
+// The high-dimensional form with one bit a lane, {low, high}.
 template <bool isSetMask>
 Lanes RepeatLanes(const char* api, const uint64_t* mask, int64_t repeat, uint32_t widest)
 {
@@ -193,8 +193,8 @@ inline void CountVector(const Lanes& lanes)
     counters.vector_repeats += lanes.repeats;
 }
 
-// An operand of an elementwise instruction: a tensor, how it is used, and the strides between its
-// blocks and between its repeats.
+// An operand of an elementwise instruction: a tensor, strides between its blocks and repeats, and
+// its use.
 template <class T>
 struct VectorOperand {
     const char* name;
@@ -234,8 +234,8 @@ VectorOperand<T> InOut(const char* name, const AscendC::LocalTensor<T>& t, uint3
     return {name, t, true, true, block, repeat};
 }
 
-// Executes an instruction that computes each lane from the same lane of its sources. kernel(n, dst,
-// src...) computes n of them.
+// Runs an instruction that computes each lane from the same lane of its sources. kernel(n, dst,
+// src...) does n of them.
 template <class Kernel, class D, class... S>
 void Elementwise(const char* api, const Lanes& lanes, Kernel kernel, const VectorOperand<D>& dst,
                  const VectorOperand<S>&... src)

@@ -1,4 +1,4 @@
-// The mask registers, which instructions use that are called with isSetMask = false.
+// The mask registers, for instructions called with isSetMask = false.
 #pragma once
 
 #include "check.h"

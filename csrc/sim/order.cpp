@@ -1,11 +1,10 @@
-// The race detector, which follows flags and barriers.
+// The race detector: flags, barriers, and what each pipe may know.
 //
-// Instructions run in program order here. On the device, a pipe learns only from a flag, a barrier
-// or the scalar unit's own progress that another pipe has finished an instruction. For each pipe P
-// we hold the number of instructions that were posted on it, n[P], and for each pipe Q the last of
-// its instructions that P knows to be complete, known[P][Q]. P may access a byte if it knows that
-// the last write to it is complete; to write it, P must know the same of the last reads. Blocks of
-// one launch are not ordered at all.
+// Instructions run in program order, but on the device only a flag, a barrier or the scalar unit's
+// own progress tells one pipe that another has finished. For each pipe P we keep how many
+// instructions were posted on it, n[P], and up to which instruction of each pipe Q it knows
+// completion, known[P][Q]. An access by P is legal if P knows the completion of the last write to
+// every byte, and for a write also of every last read. Blocks of one launch are not ordered at all.
 #include "check.h"
 
 #if ASCENDC_SIM_STRICT
@@ -50,7 +49,7 @@ uint32_t Post(pipe_t pipe, const char* api)
     return k;
 }
 
-// Returns the region that an address of global memory lies in, or nullptr.
+// The region that an address of global memory lies in; nullptr: none.
 const Region* RegionOf(uintptr_t address)
 {
     for (const Region& region : state->regions) {
@@ -60,7 +59,7 @@ const Region* RegionOf(uintptr_t address)
     return nullptr;
 }
 
-// Names a range for messages: in UB by its offset, in GM by its region and offset.
+// Ranges in UB are told by offset, those in GM by region and offset.
 std::string Where(const Access& a, uintptr_t begin, uintptr_t end)
 {
     std::string place = a.gm ? "GM" : "UB";
@@ -110,8 +109,7 @@ void CheckRecord(pipe_t pipe, const char* api, const Access& a, const Record& r,
                         ? "which nothing wrote"
                         : "filler of DataCopyPad, which is undefined without isPad");
     }
-    // Reads are checked first: they come after the write that they saw, so who waits for them has
-    // waited for the write.
+    // Reads come after the write they saw: to wait for them is the remedy for both.
     if (a.writes && (!a.gm || r.read_block == block)) {
         for (int q = 0; q < kPipes; ++q) CheckOrder(pipe, api, a, q, r.read[q], "read", begin, end);
     }
@@ -134,7 +132,7 @@ void Commit(pipe_t pipe, const char* api, const std::vector<Access>& accesses)
         if (const Region* region = a.gm && bytes > 0 ? RegionOf(a.ranges[0].begin) : nullptr)
             instruction.region = region->name;
     }
-    // Reads are checked first, because their errors are nearer to the cause.
+    // What is read first: that error is the nearer to the cause.
     for (bool writes : {false, true}) {
         for (const Access& a : accesses) {
             if (a.writes != writes) continue;

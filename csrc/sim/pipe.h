@@ -1,7 +1,7 @@
-// TPipe, its queues and scratch buffers, and flags and barriers.
+// TPipe, queues, scratch buffers, events and barriers.
 //
-// Instructions run at once and in program order, so flags and barriers need not wait. They are
-// counted, and the checked build notes what each pipe learns from them.
+// Instructions run at once and in program order, so flags and barriers move no data: they are
+// counted, and the checked build keeps account of what each pipe may know.
 #pragma once
 
 #include <exception>
@@ -104,7 +104,7 @@ public:
         reserved &= static_cast<uint8_t>(~(1u << id));
     }
 
-    // Returns a free id without reserving it, for a SetFlag that its WaitFlag follows at once.
+    // A free id, not reserved: for a SetFlag followed at once by its WaitFlag.
     TEventID FetchEventID(HardEvent event)
     {
         uint32_t reserved = sim::ThisCore().reserved_events[static_cast<int>(event)];
@@ -150,7 +150,7 @@ private:
 
 inline TPipe* GetTPipePtr() { return sim::ThisCore().pipe; }
 
-// A ring of buffers that one pipe passes to another, with the flags of both directions.
+// A ring of buffers passed from one pipe to another, with the flags of both directions.
 template <TPosition src, TPosition dst, int32_t depth, auto mask>
 class TQueBind {
     static constexpr bool kIn = src == TPosition::GM && dst == TPosition::VECIN;
@@ -177,8 +177,7 @@ public:
     {
         SIM_CHECK(count_ > 0, "AllocTensor", "the queue was used before InitBuffer");
         for (int32_t tried = 0; tried < count_; ++tried) {
-            // Buffers take turns, as on the device. The fast build takes the first free one, which
-            // is in the cache.
+            // In turn, as the device does; the fast build takes the first, which is in the cache.
             sim::Buffer& buffer = buffers_[sim::kStrict ? cursor_ : tried];
             cursor_ = cursor_ + 1 == count_ ? 0 : cursor_ + 1;
             if (buffer.state != sim::BufferState::kFree) continue;
@@ -281,7 +280,7 @@ template <TPosition pos, int32_t depth, auto mask = 0>
 class TQue : public TQueBind<pos == TPosition::VECIN ? TPosition::GM : pos,
                              pos == TPosition::VECOUT ? TPosition::GM : pos, depth, mask> {};
 
-// Scratch memory, without state or synchronisation. Every Get starts at the same address.
+// Scratch: no state, no synchronisation; every Get starts at the same address.
 template <TPosition pos = TPosition::VECCALC>
 class TBuf {
 public:

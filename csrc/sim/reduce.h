@@ -1,6 +1,6 @@
-// Sums. The lanes of a repeat of 256 bytes are added as a binary tree over neighbours, in the
-// element type; the sums of repeats are added one after the other. Lanes that are masked off do not
-// contribute: -0 takes their place, because x + -0 is x for every x.
+// Sums. Inside a repeat of 256 B: a binary tree over neighbours, in the element type. Between
+// repeats: one after the other. Lanes that are masked off do not contribute; -0 stands in for them,
+// as x + -0 is x for every x.
 #pragma once
 
 #include "pipe.h"
@@ -18,8 +18,8 @@ template <class T>
 constexpr uint32_t kRepeatLanes = kRepeatBytes / sizeof(T);
 constexpr uint32_t kRepeatsAtOnce = 8;
 
-// Sums every `group` of n contiguous values, of at most kRepeatsAtOnce repeats. It goes level by
-// level over all groups, because long loops are vectorised. dst may be src.
+// The sum of every `group` of n contiguous values, of kRepeatsAtOnce repeats at most: level by level
+// over all groups, because long loops run in vectors. dst may be src.
 template <uint32_t group, class T>
 void TreeSums(T* dst, const T* src, uint32_t n)
 {
@@ -40,7 +40,7 @@ T RepeatSum(const T* src)
     return sum;
 }
 
-// The lanes of one repeat, copied side by side.
+// The lanes of one repeat, side by side.
 template <class T>
 struct Repeat {
     alignas(64) T values[kRepeatLanes<T>];
@@ -59,7 +59,7 @@ struct Repeat {
     }
 };
 
-// Sums `count` contiguous elements, as the hardware does in its sum register.
+// All of `count` contiguous elements: what the hardware accumulates in its sum register.
 template <class T>
 T SumOf(const T* src, uint32_t count)
 {
@@ -74,7 +74,7 @@ T SumOf(const T* src, uint32_t count)
     return AddRounded(sum, RepeatSum(tail));
 }
 
-// Returns one past the last lane that any repeat selects.
+// One past the last lane any repeat selects.
 inline uint32_t LaneEnd(const Lanes& lanes)
 {
     if (lanes.counted)
@@ -83,8 +83,8 @@ inline uint32_t LaneEnd(const Lanes& lanes)
                            : 64 - static_cast<uint32_t>(__builtin_clzll(lanes.low));
 }
 
-// Sums every group of `group` lanes of a repeat. The results of two repeats lie `stride` values
-// apart.
+// Adds up every group of `group` lanes of a repeat; `stride` values lie between the results of two
+// repeats.
 template <uint32_t group, class T>
 void GroupedSum(const char* api, const Lanes& lanes, const AscendC::LocalTensor<T>& dst,
                 const VectorOperand<T>& src, uint32_t stride)
@@ -109,7 +109,7 @@ void GroupedSum(const char* api, const Lanes& lanes, const AscendC::LocalTensor<
         T sums[kResults];
         TreeSums<group>(sums, r.values, kLanes);
         for (uint32_t g = 0; g < kResults; ++g) {
-            bool selected = false;  // a group without selected lanes does not change its result
+            bool selected = false;  // a group without lanes leaves its result as it was
             for (uint32_t lane = g * group; lane < (g + 1) * group && !selected; ++lane) {
                 selected = lanes.counted ? lane < lanes.Prefix(repeat) : lanes.Has(lane);
             }
@@ -135,7 +135,7 @@ void StridedSum(const char* api, const AscendC::LocalTensor<T>& dst,
                       static_cast<uint32_t>(dst_stride) * dst_unit);
 }
 
-// Raises and takes down a flag from one pipe to another, which then knows all of the first.
+// Raises and takes down a flag from A to B: B waits for all of A.
 template <HardEvent event>
 void Synchronise()
 {
@@ -144,7 +144,7 @@ void Synchronise()
     AscendC::WaitFlag<event>(id);
 }
 
-// Stores a sum by the scalar unit, and lets the vector unit and MTE3 see it afterwards.
+// The scalar unit's store of a sum, visible to the vector unit and to MTE3 afterwards.
 template <class T>
 void StoreByScalar(const char* api, const AscendC::LocalTensor<T>& dst, T sum)
 {
@@ -179,9 +179,9 @@ void ReduceSum(const LocalTensor<T>& dst, const LocalTensor<T>& src,
     sim::StoreByScalar("ReduceSum", dst, sim::SumOf(src.SimData(), static_cast<uint32_t>(count)));
 }
 
-// The form with repeats and a mask writes one sum for each repeat to tmp, then sums these within
-// tmp. If one value is left, the scalar unit copies it to dst; else a vector instruction sums them
-// into dst.
+// With repeats and a mask: one sum a repeat into tmp, those summed within tmp, and the rest into
+// dst. When one value is left after two rounds the scalar unit copies it; else a vector instruction
+// writes dst.
 template <class T, class M>
 void ReduceSum(const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<T>& tmp,
                M mask, int32_t repeatTime, int32_t srcRepStride)
@@ -218,7 +218,7 @@ void ReduceSum(const LocalTensor<T>& dst, const LocalTensor<T>& src, const Local
     }
 }
 
-// Makes one sum of each repeat. The mask comes before repeatTime; dstRepStride is in elements.
+// One sum a repeat. Mask first, then repeat; dstRepStride in elements.
 template <class T, bool isSetMask = true, class M>
 void WholeReduceSum(const LocalTensor<T>& dst, const LocalTensor<T>& src, M mask,
                     int32_t repeatTime, int32_t dstRepStride, int32_t srcBlkStride,
@@ -229,8 +229,7 @@ void WholeReduceSum(const LocalTensor<T>& dst, const LocalTensor<T>& src, M mask
                                                      sizeof(T));
 }
 
-// Makes one sum of each block of 32 bytes. repeatTime comes before the mask; dstRepStride is in
-// units of 8 values.
+// One sum a 32-byte block. Repeat first, then mask; dstRepStride in units of 8 values.
 template <class T, bool isSetMask = true, class M>
 void BlockReduceSum(const LocalTensor<T>& dst, const LocalTensor<T>& src, int32_t repeatTime,
                     M mask, int32_t dstRepStride, int32_t srcBlkStride, int32_t srcRepStride)
@@ -240,7 +239,7 @@ void BlockReduceSum(const LocalTensor<T>& dst, const LocalTensor<T>& src, int32_
         8 * sizeof(T));
 }
 
-// Adds neighbours. repeatTime comes before the mask; dstRepStride is in units of 128 bytes.
+// Neighbours added. Repeat first, then mask; dstRepStride in units of 128 B.
 template <class T, bool isSetMask = true, class M>
 void PairReduceSum(const LocalTensor<T>& dst, const LocalTensor<T>& src, int32_t repeatTime, M mask,
                    int32_t dstRepStride, int32_t srcBlkStride, int32_t srcRepStride)
@@ -249,8 +248,7 @@ void PairReduceSum(const LocalTensor<T>& dst, const LocalTensor<T>& src, int32_t
                                   128 / sizeof(T), srcBlkStride, srcRepStride, 32);
 }
 
-// Makes one sum of each repeat. repeatTime comes before the mask; dstRepStride is in elements, and
-// dstBlkStride has no effect.
+// One sum a repeat. Repeat first, then mask; dstRepStride in elements, dstBlkStride without effect.
 template <class T, bool isSetMask = true, class M>
 void RepeatReduceSum(const LocalTensor<T>& dst, const LocalTensor<T>& src, int32_t repeatTime,
                      M mask, int32_t, int32_t srcBlkStride, int32_t dstRepStride,

@@ -1,5 +1,5 @@
-// The shadow memory of the checked build: it holds who wrote and who read each byte last, as a map
-// of intervals.
+// Shadow memory of the checked build: for every byte who wrote and read it last, kept as a map of
+// intervals.
 #pragma once
 
 #include <cstdint>
@@ -14,10 +14,10 @@ struct Record {
     enum class Value : uint8_t { kNever, kDefined, kUndefined };
 
     Value value = Value::kNever;
-    bool atomic = false;         // whether the last write was an atomic addition
-    int8_t writer = -1;          // the pipe that wrote last
+    bool atomic = false;         // the last write was an atomic addition
+    int8_t writer = -1;          // pipe
     uint32_t written = 0;        // the writer's instruction number
-    uint32_t read[kPipes] = {};  // for each pipe, its last instruction that read since
+    uint32_t read[kPipes] = {};  // the last instruction of each pipe that read since
     int32_t write_block = -1;    // GM: the block that wrote
     int32_t read_block = -1;     // GM: the one block that read, or kSeveral
 
@@ -43,7 +43,7 @@ public:
         records_.emplace(0, Record{});
     }
 
-    // Calls f(begin, end, record) for the parts of [begin, end) in order, without changing them.
+    // Calls f(begin, end, record) for the parts of [begin, end), in order, without changing them.
     template <class F>
     void Visit(uintptr_t begin, uintptr_t end, F f) const
     {
@@ -56,7 +56,7 @@ public:
         }
     }
 
-    // Has f(record) change the records of [begin, end), and joins neighbours that have become
+    // Lets f(record) change the records of [begin, end), and joins neighbours that have become
     // equal.
     template <class F>
     void Update(uintptr_t begin, uintptr_t end, F f)

@@ -1,5 +1,5 @@
-// Launches kernels, and counts what they do. The fast build divides blocks among the threads of
-// OpenMP; the strict build runs them one after another under the checker.
+// Launches: blocks over OpenMP's threads (fast) or one after another under the checker (strict),
+// and the counters.
 #include "sim.h"
 
 #include <algorithm>
@@ -20,7 +20,7 @@ namespace {
 
 Counters totals;
 std::mutex totals_mutex;
-std::mutex checked_mutex;  // the checker can follow one launch at a time
+std::mutex checked_mutex;  // the checker knows one launch at a time
 BlockOrder block_order = BlockOrder::kForward;
 
 void Merge(Counters& into, const Counters& from)
@@ -37,7 +37,7 @@ void Merge(Counters& into, const Counters& from)
     into.ub_peak_bytes = std::max(into.ub_peak_bytes, from.ub_peak_bytes);
 }
 
-// A core with its unified buffer. As many are made as threads ever run blocks at the same time.
+// A core with its unified buffer, made once for each thread that ever runs blocks at the same time.
 struct CoreMemory {
     alignas(512) uint8_t ub[kUbBytes];
     Core core;
@@ -92,7 +92,7 @@ std::unique_ptr<CoreMemory> TakeCore()
     return memory;
 }
 
-// Adds the core's counters to the totals.
+// Adds what the core has counted to the totals.
 void ReturnCore(std::unique_ptr<CoreMemory> memory)
 {
     {
@@ -177,11 +177,11 @@ void detail::Launch(const char* kernel, uint32_t block_dim, [[maybe_unused]] int
     job.body = body;
     job.block_dim = block_dim;
     const int workers = std::max(1, static_cast<int>(std::min<int64_t>(threads, block_dim)));
-    // Memory is allocated here, because an exception could not leave the threads below.
+    // Memory is taken here: where there is too little, an exception could not leave the threads.
     std::vector<std::unique_ptr<CoreMemory>> taken(workers);
     for (std::unique_ptr<CoreMemory>& memory : taken) memory = TakeCore();
     taken.front()->core.counters.launches = 1;
-    // If torch uses the same OpenMP, these are its threads, which are awake after its operators.
+    // torch's threads, where it has the same OpenMP: they are awake after its own operators
 #pragma omp parallel for num_threads(workers) schedule(static, 1) if (workers > 1)
     for (int i = 0; i < workers; ++i) job.Run(taken[i]->core);
     for (std::unique_ptr<CoreMemory>& memory : taken) ReturnCore(std::move(memory));

@@ -1,5 +1,5 @@
-// LocalTensor refers to memory of the unified buffer, GlobalTensor to global memory. Both have a
-// type and own no storage.
+// LocalTensor (unified buffer) and GlobalTensor (global memory): typed references to memory, no
+// storage.
 #pragma once
 
 #include <cstdint>
@@ -74,7 +74,7 @@ public:
         return other;
     }
 
-    // These members are for the simulator; the device does not have them.
+    // For the simulator; the device has no such members.
     T* SimData() const { return data_; }
     sim::Buffer* SimBuffer() const { return buffer_; }
     uint32_t SimGeneration() const { return generation_; }

@@ -1,5 +1,4 @@
-// The element types of the vector unit, and the conversions between them, which are exact to the
-// bit in every rounding mode.
+// Element types of the vector unit and the conversions between them, every rounding mode bit exact.
 #pragma once
 
 #include <cstdint>
@@ -37,8 +36,8 @@ inline To BitCast(From from)
     return to;
 }
 
-// Returns 1 if a magnitude is to be raised by one unit. `odd` is its last bit that stays, `rest`
-// are the bits that are dropped, and `tie` is half a unit.
+// 1 if a magnitude whose last kept bit is `odd` and whose dropped bits are `rest` (half a unit
+// being `tie`) is to be raised by one unit.
 template <RoundMode M>
 constexpr uint32_t RoundsUp(bool negative, uint32_t odd, uint32_t rest, uint32_t tie)
 {
@@ -152,8 +151,8 @@ inline float Int32ToFloat(int32_t value)
     return negative ? -result : result;
 }
 
-// half and bfloat16_t are storage with explicit conversions. They have no operators, because only
-// the vector unit does arithmetic.
+// Storage with explicit conversions. Arithmetic belongs to the vector unit, so neither type has
+// operators.
 struct half {
     uint16_t bits;
     half() = default;
@@ -174,8 +173,7 @@ static_assert(sizeof(bfloat16_t) == 2 && std::is_trivial_v<bfloat16_t>);
 template <class T, class... Ts>
 constexpr bool kIsOneOf = (std::is_same_v<T, Ts> || ...);
 
-// The conversions of arrays that Cast uses. Those between float and 16 bits must be as fast as
-// memory; the others need not.
+// Array conversions: what Cast runs. float <-> 16 bits must keep up with memory; the rest need not.
 template <RoundMode M>
 inline void Convert(uint32_t n, float* dst, const bfloat16_t* src)
 {
@@ -238,5 +236,5 @@ inline void Convert(uint32_t n, int32_t* dst, const bfloat16_t* src)
 
 }  // namespace sim
 
-using sim::bfloat16_t;  // the device compiler has both types built in, so they are global
+using sim::bfloat16_t;  // built-in types of the device compiler, known everywhere
 using sim::half;

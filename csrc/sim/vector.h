@@ -1,5 +1,5 @@
-// The elementwise vector instructions, each in its count form (dst, src..., count) and its
-// high-dimensional form (dst, src..., mask, repeatTime, strides).
+// Elementwise vector instructions, in the count form (dst, src..., count) and the high-dimensional
+// form (dst, src..., mask, repeatTime, strides).
 #pragma once
 
 #include "arithmetic.h"
@@ -8,8 +8,8 @@
 
 namespace AscendC {
 
-// Strides have 8 or 16 bits on the device. Here they are int, so that one that is out of range is
-// refused where it is used, and does not wrap.
+// Strides are 8 or 16 bits on the device. They are kept as written, so that one out of range is
+// refused where it is used instead of wrapping here.
 struct BinaryRepeatParams {
     BinaryRepeatParams() = default;
     BinaryRepeatParams(int dst_blk, int src0_blk, int src1_blk, int dst_rep, int src0_rep,
@@ -59,8 +59,7 @@ inline uint32_t BlockStride([[maybe_unused]] const char* api, [[maybe_unused]] c
     return static_cast<uint32_t>(stride);
 }
 
-// The repeat stride of a dense operand. A repeat has 256 bytes of the widest type, so operands of
-// narrower types have smaller strides.
+// A widening instruction's strides follow the widths: 256 B of the wider type a repeat.
 template <class T, class Widest>
 constexpr uint32_t kDenseRepeat = 8 * sizeof(T) / sizeof(Widest);
 
@@ -68,8 +67,7 @@ constexpr uint32_t kDenseRepeat = 8 * sizeof(T) / sizeof(Widest);
 
 namespace AscendC {
 
-// The element types of each instruction on A2. bfloat16_t has no arithmetic; Cast it to float
-// first.
+// The element types of each instruction on A2. bfloat16_t has no arithmetic: Cast to float first.
 #define SIM_TYPES_ARITHMETIC(api)                        \
     static_assert(                                       \
         sim::kIsOneOf<T, half, float, int16_t, int32_t>, \
@@ -143,8 +141,8 @@ namespace AscendC {
 
 namespace sim {
 
-// Takes a mask that is a number of lanes or an array of bits. On the device there are overloads for
-// the two; here a template parameter decides.
+// A number of lanes or an array of bits. On the device these are overloads; here one template
+// parameter picks.
 template <bool isSetMask, class M>
 Lanes LanesFrom(const char* api, M mask, int64_t repeat, uint32_t widest)
 {
@@ -217,7 +215,7 @@ SIM_UNARY(Abs, sim::kAbs)
 SIM_UNARY(Reciprocal, sim::kReciprocal<T>)
 SIM_UNARY(Rsqrt, sim::kRsqrt<T>)
 
-// Computes dst += src0 * src1.
+// dst += src0 * src1
 template <class T, class U>
 void MulAddDst(const LocalTensor<T>& dst, const LocalTensor<U>& src0, const LocalTensor<U>& src1,
                int32_t count)
@@ -237,7 +235,7 @@ void MulAddDst(const LocalTensor<T>& dst, const LocalTensor<U>& src0, const Loca
                                   repeatTime, p);
 }
 
-// Computes dst += src * scalar.
+// dst += src * scalar
 template <class T, class U, class S>
 void Axpy(const LocalTensor<T>& dst, const LocalTensor<U>& src, const S& scalar, int32_t count)
 {
@@ -284,8 +282,8 @@ void Duplicate(const LocalTensor<T>& dst, const S& scalar, M mask, int64_t repea
                  sim::RepeatStride("Duplicate", "dst", dstRepeatStride)));
 }
 
-// Spreads each of the 8 elements of a repeat over one block of 32 bytes. It copies bits, and
-// ignores the mask.
+// Spreads each of 8 elements a repeat over one 32-byte block. Works on bits, without regard to
+// mask.
 template <class T>
 void Brcb(const LocalTensor<T>& dst, const LocalTensor<T>& src, int64_t repeatTime,
           const BrcbRepeatParams& p)

@@ -3,7 +3,7 @@
     python docs/figures/packing.py
 
 Prompts, lengths and what they share are the engine's own: the published template, the vocabulary of
-Qwen3, `pyrerank.engine.batch.plan` and `pack`.
+Qwen3, `pyrerank.engine.planner.plan` and `pyrerank.engine.batch.pack`.
 """
 
 import sys
@@ -12,7 +12,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from pyrerank.engine.batch import Run, pack, plan
+from pyrerank.engine.batch import pack
+from pyrerank.engine.planner import Pass, plan
 from pyrerank.prompts.encoder import PairEncoder
 from pyrerank.prompts.items import Prompt
 
@@ -47,9 +48,9 @@ def encode(tokenizer: Tokenizer) -> list[Prompt]:
 
 
 def draw(prompts: list[Prompt]) -> str:
-    runs = list(plan([prompts], TOKEN_BUDGET, share=True))
+    passes = list(plan([prompts], TOKEN_BUDGET, share=True))
     whole = sum(len(prompt.ids) for prompt in prompts)
-    computed = sum(pack(run).tokens for run in runs)
+    computed = sum(planned.computed for planned in passes)
     parts = [
         text(
             0, 14, f"{len(prompts)} prompts have {whole} tokens; {computed} of them are computed."
@@ -57,14 +58,14 @@ def draw(prompts: list[Prompt]) -> str:
         text(0, 30, "Empty: shared with the prompt above, whose keys and values are attended to."),
     ]
     y = 42
-    for run, colour in zip(runs, COLOURS, strict=True):
+    for planned, colour in zip(passes, COLOURS, strict=True):
         for n, (member, prompt, skip) in enumerate(
-            zip(run.members, run.prompts, run.shared, strict=True)
+            zip(planned.members, planned.prompts, planned.shared, strict=True)
         ):
             parts += _prompt(member, len(prompt.ids), skip, y, colour, SHADES[n % 2])
             y += 24
-    for n, (run, colour) in enumerate(zip(runs, COLOURS, strict=True)):
-        parts += _pass(n, run, y + 24, colour)
+    for n, (planned, colour) in enumerate(zip(passes, COLOURS, strict=True)):
+        parts += _pass(n, planned, y + 24, colour)
         y += 84
     return picture(WIDTH, y + 4, "How prompts are packed into passes", parts)
 
@@ -80,21 +81,21 @@ def _prompt(member: int, length: int, skip: int, y: int, colour: str, shade: str
     ]
 
 
-def _pass(n: int, run: Run, y: int, colour: str) -> list[str]:
-    batch = pack(run)
-    keys = batch.kv_lengths or batch.lengths
+def _pass(n: int, planned: Pass, y: int, colour: str) -> list[str]:
+    batch = pack(planned.ids, planned.spans, planned.shared)
     starts = batch.cu_seqlens.tolist()
     parts = [
         text(0, y + 14, f"pass {n}"),
         text(0, y + 36, "cu_seqlens"),
         text(0, y + 52, "keys of each"),
     ]
-    for i, (member, start, end) in enumerate(zip(run.members, starts, starts[1:], strict=False)):
+    each = zip(planned.members, starts, starts[1:], strict=False)
+    for i, (member, start, end) in enumerate(each):
         middle = LEFT + SCALE * (start + end) / 2
         parts += [
             text(middle, y - 5, f"prompt {member}", "middle"),
             rect(LEFT + SCALE * start, y, SCALE * (end - start), 20, colour, SHADES[i % 2]),
-            text(middle, y + 52, keys[i], "middle"),
+            text(middle, y + 52, batch.kv_lengths[i], "middle"),
         ]
     for start in starts:
         x = LEFT + SCALE * start

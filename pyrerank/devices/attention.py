@@ -70,12 +70,11 @@ def by_sequence(query: Tensor, key: Tensor, value: Tensor, batch: Batch) -> Tens
     """Each sequence alone, so a neighbour changes no bit of it: by the kernel of csrc/cpu where it
     runs, elsewhere one call a sequence."""
     if cpu.runs_heads(query):
-        shared = batch.kv_lengths is not None
-        kv_lengths, rows = batch.kv_lengths or batch.lengths, batch.kv_rows if shared else None
-        return cpu.attention(query, key, value, batch.lengths, kv_lengths, rows, causal=True)
+        lengths, rows = (batch.lengths, batch.kv_lengths), batch.kv_rows
+        return cpu.attention(query, key, value, *lengths, rows, causal=True)
     pieces: Iterable[tuple[Tensor, Tensor]]
-    if batch.kv_lengths is None:
-        pieces = zip(key.split(batch.lengths), value.split(batch.lengths), strict=True)
+    if batch.kv_rows is None:
+        pieces = zip(key.split(batch.kv_lengths), value.split(batch.kv_lengths), strict=True)
     else:
         # a sequence at a time: what was gathered is still in the processor's cache
         paths = batch.kv_rows.split(batch.kv_lengths)
@@ -108,13 +107,14 @@ def last_rows(queries: int, keys: int, device: torch.device) -> Tensor:
 
 def dense(query: Tensor, key: Tensor, value: Tensor, batch: Batch) -> Tensor:
     """Every query against every key, and a mask: for float32 in a graph, where no operator of
-    torch_npu takes lengths that change.  ``batch`` must have ``kv_lengths``."""
+    torch_npu takes lengths that change.  ``batch`` must have ``kv_rows``."""
     tokens, heads, head_dim = query.shape
     keys, kv_heads = key.shape[:2]
     integers = partial(torch.arange, device=query.device, dtype=torch.int32)
     sequence = torch.searchsorted(batch.cu_seqlens, integers(tokens), right=True) - 1
     # (sequences, keys): 1 where a sequence looks
     paths = batch.kv_rows
+    assert paths is not None
     owner = torch.searchsorted(batch.cu_keys, integers(len(paths)), right=True) - 1
     seen = query.new_zeros(len(batch.lengths) * keys)
     seen.index_copy_(0, owner * keys + paths, query.new_ones(len(paths)))
@@ -139,7 +139,8 @@ def dense(query: Tensor, key: Tensor, value: Tensor, batch: Batch) -> Tensor:
 
 def varlen(query: Tensor, key: Tensor, value: Tensor, batch: Batch) -> Tensor:  # cuda only
     """torch's variable-length flash attention, causal from the last key back; CUDA, 16 bit.
-    ``batch`` must have ``kv_lengths``."""
+    ``batch`` must have ``kv_rows``."""
+    assert batch.kv_rows is not None
     key, value = (x.index_select(0, batch.kv_rows) for x in (key, value))
     ends = batch.cu_seqlens, batch.cu_keys
     longest = len(query), len(key)  # of any replay
@@ -162,7 +163,7 @@ class FusedInfer:
         self._mask = causal_mask(device)
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, batch: Batch) -> Tensor:
-        if batch.kv_lengths is not None:
+        if batch.kv_rows is not None:
             key, value = (x.index_select(0, batch.kv_rows) for x in (key, value))
         return _fused_infer(query, key, value, batch.lengths, batch.kv_lengths, mask=self._mask)
 

@@ -1,128 +1,101 @@
-"""Batches: prompts packed end to end, without padding, under a token budget.
+"""The tensors of a pass: token ids packed end to end, without padding, and who attends to what.
 
-What prompts have in common at their start is computed once: prompts are sorted, so that each goes
-on where it parts from the one before, and attends to keys and values that are there already.
+Knows torch alone; `pyrerank.engine.planner` decides which prompts a pass has.
 """
 
 from __future__ import annotations
 
-import math
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import blake2b
-from itertools import accumulate, count, islice
+from itertools import accumulate
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from pyrerank.prompts.items import Prompt, Span, Visual
-
-# of one pass; the limit of CANN's fused attention on packed sequences
+# CANN's fused attention takes no more packed sequences than these in one call.
 MAX_SEQUENCES = 4096
-# Keys of other prompts, for each token of the budget, where a pass gathers the keys of all its
-# sequences before it attends: they take little more memory than the MLP does.  Enough for documents
-# of a third of their prefix; shorter ones fill a pass less.
+# Where a pass gathers the keys of all its sequences before it attends, it has at most so many keys
+# of other prompts for each token of the budget: they take little more memory than the MLP does.
+# This is enough for documents of a third of their prefix; shorter ones fill a pass less.
 SHARED_PER_TOKEN = 3
-# tokens whose keys and values a stream may leave for the next: template, instruction, short query
-HEAD = 256
-NOTHING = np.empty(0, ">u8")
-# prompts that are sorted together: bounds the token ids that are held
-WINDOW = 1024
 
 
-@dataclass(frozen=True)
+@dataclass
 class Batch:
     """Packed sequences: T tokens in B sequences, one after the other, V of them vision tokens.
 
-    A sequence is a prompt, or what of a prompt is computed; it attends to K keys and values in all.
+    A sequence is a prompt without the tokens that it shares with the prompt before it.  It attends
+    to those tokens and to its own; the keys of all sequences are K.
 
     Attributes:
-        data: int32 [4 T + B + 1 + V + B + 1 + K], all numbers that a device must know, in one
-            tensor so that one copy brings them there: ids, positions, cu_seqlens, index, cu_keys,
-            kv_rows.
-        lengths: tokens of each sequence, B numbers on the host, adding up to T.
-        kv_lengths: keys of each sequence, B numbers on the host; the last of them are its own.
-            None: its own are all; then ``data`` ends with index.
-        features: what stands in place of vision tokens, [1 + levels, V, hidden_size] on the device
-            and in the dtype of the decoder; None where V is 0, and before they are made.
+        data: int32, all numbers that a device must know.  They are one tensor, so that one copy
+            brings them to the device; the attributes from ``ids`` to ``kv_rows`` are views of it.
+        lengths: the tokens of each sequence; B numbers on the host, which add up to T.
+        kv_lengths: the keys of each sequence; B numbers on the host, which add up to K.  The last
+            of a sequence's keys are those of its own tokens.
+        vision_tokens: V.
+        features: what the decoder reads in place of vision tokens' embeddings,
+            [1 + levels, V, hidden_size], on the device and in the dtype of the decoder.  None where
+            V is 0, and before the features are made.
+        ids: [T], token ids.
+        positions: [3, T], the positions of each token in its own prompt; see `positions`.
+        cu_seqlens: [B + 1], where each sequence starts; ends with T.
+        index: [V], where the vision tokens are among all tokens.
+        cu_keys: [B + 1], where the keys of each sequence start; ends with K.
+        kv_rows: [K], the rows of the keys and values that each sequence attends to, one sequence
+            after the other.  Rows count the tokens of the `Prefix` first, then the T tokens.  None
+            where the sequences have one row after the other from 0 on, so that none are gathered.
     """
 
-    data: torch.Tensor
+    data: Tensor
     lengths: list[int]
-    kv_lengths: list[int] | None = None
-    features: torch.Tensor | None = None
+    kv_lengths: list[int]
+    vision_tokens: int = 0
+    features: Tensor | None = None
+    ids: Tensor = field(init=False)
+    positions: Tensor = field(init=False)
+    cu_seqlens: Tensor = field(init=False)
+    index: Tensor = field(init=False)
+    cu_keys: Tensor = field(init=False)
+    kv_rows: Tensor | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        tokens, bounds = sum(self.lengths), len(self.lengths) + 1
+        sizes = [tokens, 3 * tokens, bounds, self.vision_tokens, bounds]
+        gathered = len(self.data) - sum(sizes)
+        assert gathered in (0, sum(self.kv_lengths)), (len(self.data), sizes)
+        views = self.data.split([*sizes, gathered])
+        self.ids, positions, self.cu_seqlens, self.index, self.cu_keys, kv_rows = views
+        self.positions = positions.view(3, tokens)
+        self.kv_rows = kv_rows if gathered else None
 
     @property
     def tokens(self) -> int:
         """T."""
-        return sum(self.lengths)
-
-    @property
-    def ids(self) -> torch.Tensor:
-        """int32 [T], token ids."""
-        return self.data[: self.tokens]
-
-    @property
-    def positions(self) -> torch.Tensor:
-        """int32 [3, T], positions of each token in its own prompt; see `positions`."""
-        return self.data[self.tokens : 4 * self.tokens].view(3, -1)
-
-    @property
-    def cu_seqlens(self) -> torch.Tensor:
-        """int32 [B + 1], where each sequence starts; ends with T."""
-        start = 4 * self.tokens
-        return self.data[start : start + len(self.lengths) + 1]
-
-    @property
-    def index(self) -> torch.Tensor:
-        """int32 [V], where the vision tokens are among all tokens."""
-        end = len(self.data)
-        if self.kv_lengths is not None:
-            end -= len(self.kv_lengths) + 1 + sum(self.kv_lengths)
-        return self.data[4 * self.tokens + len(self.lengths) + 1 : end]
-
-    @property
-    def cu_keys(self) -> torch.Tensor:
-        """int32 [B + 1], where in kv_rows each sequence starts; ends with K.  Only with
-        ``kv_lengths``."""
-        end = len(self.data) - sum(self.kv_lengths or ())
-        return self.data[end - len(self.lengths) - 1 : end]
-
-    @property
-    def kv_rows(self) -> torch.Tensor:
-        """int32 [K], which keys and values each sequence attends to, one sequence after the other:
-        first those of the `Prefix`, then those of the T tokens; empty without ``kv_lengths``."""
-        return self.data[len(self.data) - sum(self.kv_lengths or ()) :]
+        return len(self.ids)
 
     @property
     def shared(self) -> int:
-        """How many of the K keys are not the sequences' own."""
-        return sum(self.kv_lengths) - self.tokens if self.kv_lengths is not None else 0
+        """How many of the K keys are not of the sequences' own tokens."""
+        return sum(self.kv_lengths) - self.tokens
 
-    def kept(self, count: int) -> torch.Tensor | None:
-        """int32 [count], keys and values of the last prompt's first tokens; None for 0."""
-        if not count:
-            return None
-        if self.kv_lengths is not None:
+    def prefix_rows(self, count: int) -> Tensor:
+        """int32 [count], the rows of keys and values that the next pass takes as its prefix: those
+        of the last prompt's first ``count`` tokens."""
+        if self.kv_rows is not None:
             return self.kv_rows[-self.kv_lengths[-1] :][:count]
         start = self.tokens - self.lengths[-1]
         return torch.arange(start, start + count, dtype=torch.int32, device=self.data.device)
 
     def last_tokens(self) -> Batch:
-        """The last token of each sequence, for attention alone: it sees what it saw."""
+        """The last token of each sequence, which sees what it saw; only attention may take it,
+        because ids and positions are 0."""
         count = len(self.lengths)
         ends = torch.arange(count + 1, dtype=torch.int32, device=self.data.device)
-        data = torch.cat((ends.new_zeros(4 * count), ends, *self._paths()))
-        return Batch(data, [1] * count, self.kv_lengths or self.lengths)
-
-    def _paths(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """cu_keys and kv_rows, also without ``kv_lengths``."""
-        if self.kv_lengths is not None:
-            return self.cu_keys, self.kv_rows
-        rows = torch.arange(self.tokens, dtype=torch.int32, device=self.data.device)
-        return self.cu_seqlens, rows
+        rows = () if self.kv_rows is None else (self.kv_rows,)
+        data = torch.cat((ends.new_zeros(4 * count), ends, self.cu_keys, *rows))
+        return Batch(data, [1] * count, self.kv_lengths)
 
     def to(self, device: torch.device) -> Batch:
         """The batch on ``device``, without waiting for the copy."""
@@ -130,254 +103,105 @@ class Batch:
         return replace(self, data=data.to(device, non_blocking=True))
 
 
-@dataclass(frozen=True)
-class Run:
-    """Prompts for one pass.
-
-    Attributes:
-        members: place of each prompt among all that were planned.
-        prompts: the prompts.
-        shared: how many of its first tokens each has in common with the one before it, and does
-            not compute; of the first prompt, with the last one of the run before.
-        kept: the same of the first prompt of the next run; of the last run, how many first tokens
-            of its last prompt are left for another stream.
-    """
-
-    members: list[int]
-    prompts: list[Prompt]
-    shared: list[int]
-    kept: int
-
-    @property
-    def visuals(self) -> list[Visual]:
-        """Images and videos that are computed."""
-        return [
-            visual
-            for prompt, skip in zip(self.prompts, self.shared, strict=True)
-            for visual, spans in _by_visual(prompt)
-            if spans[0].start >= skip
-        ]
-
-
-@dataclass
-class Prefix:
-    """Keys and values that one pass leaves for the next.
-
-    Attributes:
-        layers: of each layer key and value [P, kv_heads, head_dim], or None where there are none.
-        rows: int32, which of the P of before and the T of a pass it leaves; None: none.
-        key: of the P tokens, between streams; see `key_of`.
-    """
-
-    layers: deque[tuple[torch.Tensor, torch.Tensor] | None]
-    rows: torch.Tensor | None = None
-    key: np.ndarray = field(default_factory=lambda: NOTHING)
-
-    def cut(self, count: int) -> None:
-        """Drops all but the first ``count`` tokens."""
-        self.layers = deque(
-            (layer[0][:count], layer[1][:count]) if layer and count else None
-            for layer in self.layers
-        )
-
-    def extend(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of before and of now.  Called once by each layer, in order."""
-        before = self.layers.popleft()
-        if before is not None:
-            key, value = torch.cat((before[0], key)), torch.cat((before[1], value))
-        left = None
-        if self.rows is not None:
-            left = key.index_select(0, self.rows), value.index_select(0, self.rows)
-        self.layers.append(left)
-        return key, value
-
-
-def in_windows(prompts: Iterable[Prompt]) -> Iterator[list[Prompt]]:
-    """A stream of prompts in lists of as many as are sorted together."""
-    stream = iter(prompts)
-    while window := list(islice(stream, WINDOW)):
-        yield window
-
-
-def plan(
-    windows: Iterable[Sequence[Prompt]],
-    token_budget: int,
-    *,
-    share: bool,
-    sequences: int = MAX_SEQUENCES,
-    most_shared: float = math.inf,
-    chained: bool = True,
-    before: np.ndarray = NOTHING,
-    keep: bool = False,
-) -> Iterator[Run]:
-    """Divides a stream of prompts into runs that compute at most ``token_budget`` tokens each.
-
-    With ``share``, a prompt computes what follows its longest prefix in common with the one before
-    it: the prompts of a window are sorted, and compute each token of the tree that they form once.
-    Otherwise prompts stay in order, and compute all.  A prompt that is over a limit gets a run of
-    its own.
+def pack(
+    ids: Sequence[list[int]],
+    spans: Sequence[Sequence[tuple[int, int, int]]],
+    shared: Sequence[int],
+) -> Batch:
+    """Packs B >= 1 prompts, on the host; the features of their pictures are added later.
 
     Args:
-        windows: prompts that are sorted together; members of runs are counted through all of them.
-            A run goes on from one window to the next, and so asks for the window after it before it
-            is complete.  An empty window ends the run instead: what follows may be decided later.
-        sequences: most prompts of a run.
-        most_shared: most keys of a run that prompts have from others, the sum of ``Run.shared``.
-        chained: whether a run goes on from the one before; else its first prompt computes all.
-        before: key of the tokens that the stream before has left; see `key_of`.
-        keep: whether the last run leaves the beginning of its last prompt, up to the first picture.
+        ids: the token ids of each prompt, the shared ones among them.
+        spans: the spans of each prompt, as `positions` takes them.
+        shared: how many first tokens of each prompt are those of the prompt before it, and are not
+            computed; for the first prompt, those of the pass before.
     """
-    members: list[int] = []
-    taken: list[Prompt] = []
-    skips: list[int] = []
-    computed = shared = 0
-    places = count()
-    for window in windows:
-        if not window and members:
-            # the next prompt is not known: it probably shares what this one shares
-            left = max(head(taken[-1]), skips[-1]) if share and chained else 0
-            before = before[:left]
-            yield Run(members, taken, skips, left)
-            members, taken, skips, computed, shared = [], [], [], 0, 0
-        for member, prompt, key in _in_order(window, places, share):
-            skip = common(before, key)
-            before = key
-            if members and (
-                computed + len(prompt.ids) - skip > token_budget
-                or shared + skip > most_shared
-                or len(members) == sequences
-            ):
-                skip = skip if chained else 0
-                yield Run(members, taken, skips, skip)
-                members, taken, skips, computed, shared = [], [], [], 0, 0
-            members.append(member)
-            taken.append(prompt)
-            skips.append(skip)
-            computed += len(prompt.ids) - skip
-            shared += skip
-    if members:
-        yield Run(members, taken, skips, head(taken[-1]) if keep and share and chained else 0)
-
-
-def head(prompt: Prompt) -> int:
-    """How many first tokens of a prompt its pass leaves, at least, for one that is not known."""
-    return min(HEAD, len(prompt.ids), *(span.start for span in prompt.spans))
-
-
-def _in_order(
-    window: Sequence[Prompt], places: Iterator[int], share: bool
-) -> list[tuple[int, Prompt, np.ndarray]]:
-    """Places, prompts and keys, sorted if prompts share; else all keys are empty."""
-    if not share:
-        return [(n, prompt, NOTHING) for prompt, n in zip(window, places, strict=False)]
-    keyed = [(next(places), prompt, key_of(prompt)) for prompt in window]
-    return sorted(keyed, key=lambda entry: entry[2].tobytes())
-
-
-def common(before: np.ndarray, key: np.ndarray) -> int:
-    """How many first tokens of a prompt need not be computed after another; never all of them.
-
-    Args:
-        before, key: of the other prompt, and of this one; see `key_of`.
-    """
-    shorter = max(0, min(len(before), len(key) - 1))
-    different = np.flatnonzero(before[:shorter] != key[:shorter])
-    return int(different[0]) if len(different) else shorter
-
-
-def key_of(prompt: Prompt) -> np.ndarray:
-    """A number a token: its id, and for a vision token the name of the picture that it is of.
-
-    Big-endian, so that their bytes sort as they do.
-    """
-    key = np.array(prompt.ids, ">u8")
-    for visual, spans in _by_visual(prompt):
-        name = blake2b(visual.key, digest_size=8).digest()
-        for start, height, width in spans:
-            key[start : start + height * width] = np.frombuffer(name, ">u8")
-    return key
-
-
-def _by_visual(prompt: Prompt) -> Iterator[tuple[Visual, list[Span]]]:
-    spans = iter(prompt.spans)
-    for visual in prompt.visuals:
-        yield visual, list(islice(spans, visual.runs))
-
-
-def pack(run: Run) -> Batch:
-    """Packs a run of B >= 1 prompts, on the host, but for the features of ``run.visuals``."""
-    lengths = [len(p.ids) - skip for p, skip in zip(run.prompts, run.shared, strict=True)]
+    lengths = [len(prompt) - skip for prompt, skip in zip(ids, shared, strict=True)]
     starts = list(accumulate(lengths, initial=0))
-    before = run.shared[0]
-    path = torch.arange(before, dtype=torch.int32)
-    ids: list[int] = []
-    places, index, paths = [], [], []
-    for prompt, skip, start, end in zip(run.prompts, run.shared, starts, starts[1:], strict=False):
-        ids += prompt.ids[skip:]
-        places.append(positions(len(prompt.ids), prompt.spans)[:, skip:])
-        for first, height, width in prompt.spans:
-            if first >= skip:
-                at = start + first - skip
-                index.append(torch.arange(at, at + height * width, dtype=torch.int32))
-        own = torch.arange(before + start, before + end, dtype=torch.int32)
-        path = torch.cat((path[:skip], own))
-        paths.append(path)
+    tokens = [id for prompt, skip in zip(ids, shared, strict=True) for id in prompt[skip:]]
+    places = [
+        positions(len(prompt), each)[:, skip:]
+        for prompt, each, skip in zip(ids, spans, shared, strict=True)
+    ]
+    index = [
+        torch.arange(height * width, dtype=torch.int32) + (start + first - skip)
+        for start, each, skip in zip(starts, spans, shared, strict=False)
+        for first, height, width in each
+        if first >= skip
+    ]
+    kv_lengths = [len(prompt) for prompt in ids]
     data = (
-        torch.tensor(ids, dtype=torch.int32),
+        torch.tensor(tokens, dtype=torch.int32),
         torch.cat(places, dim=1).flatten(),
         torch.tensor(starts, dtype=torch.int32),
         *index,
+        _bounds(kv_lengths),
+        *(_kv_rows(lengths, shared) if any(shared) else ()),
     )
-    if not any(run.shared):
-        return Batch(torch.cat(data), lengths)
-    kv_lengths = [len(path) for path in paths]
-    ends = torch.tensor([0, *accumulate(kv_lengths)], dtype=torch.int32)
-    return Batch(torch.cat((*data, ends, *paths)), lengths, kv_lengths)
+    return Batch(torch.cat(data), lengths, kv_lengths, sum(map(len, index)))
+
+
+def _bounds(lengths: Sequence[int]) -> Tensor:
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+
+
+def _kv_rows(lengths: Sequence[int], shared: Sequence[int]) -> list[Tensor]:
+    """The rows of each sequence's keys: the first ones of the sequence before, then its own."""
+    end = shared[0]  # the rows of the prefix come before all others
+    rows = torch.arange(end, dtype=torch.int32)
+    found = []
+    for length, skip in zip(lengths, shared, strict=True):
+        own = torch.arange(end, end + length, dtype=torch.int32)
+        rows = torch.cat((rows[:skip], own))
+        found.append(rows)
+        end += length
+    return found
 
 
 def pad(batch: Batch, tokens: int, sequences: int, keys: int) -> Batch:
     """The batch with ``tokens`` rows, ``sequences`` + 1 sequences and ``keys`` keys, for a pass of
-    fixed size.
+    fixed size; ``kv_rows`` is always there.
 
-    The last sequence, which is no prompt, takes the spare rows and at least as many keys.
-    Sequences that are missing have no row and one key: in `Batch.last_tokens`, where each has a
-    row, none is without a key.  Spare keys are all that of row 0.  Of a batch with pictures, the
-    index grows to ``tokens`` entries, the first one again and again, for features that do the same:
-    what is written twice is the same.
+    The last sequence, which is no prompt, takes the spare rows and at least as many keys.  Each
+    sequence that is missing gets no row and one key, because in `Batch.last_tokens` it has a row,
+    and a row must see a key.  Spare keys are all that of row 0.  If the batch has pictures, the
+    index grows to ``tokens`` entries by repeating its first one.  Features must be repeated in the
+    same way: then what is written to that row twice is the same.
     """
     spare = tokens - batch.tokens
-    index = batch.index
-    if len(index):
-        index = torch.cat((index, index[:1].expand(tokens - len(index))))
     missing = sequences - len(batch.lengths)
     lengths = [*batch.lengths, *[0] * missing, spare]
-    kv_lengths = [*(batch.kv_lengths or batch.lengths), *[1] * missing]
+    kv_lengths = [*batch.kv_lengths, *[1] * missing]
     kv_lengths.append(keys - sum(kv_lengths))
     assert kv_lengths[-1] >= max(spare, 1), (batch.tokens, batch.shared, tokens, keys)
-    _, rows = batch._paths()
+    index, rows = batch.index, batch.kv_rows
+    if len(index):
+        index = torch.cat((index, index[:1].expand(tokens - len(index))))
+    if rows is None:
+        rows = torch.arange(batch.tokens, dtype=torch.int32)
     data = (
         F.pad(batch.ids, (0, spare)),
         F.pad(batch.positions, (0, spare)).flatten(),
-        torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
+        _bounds(lengths),
         index,
-        torch.tensor([0, *accumulate(kv_lengths)], dtype=torch.int32),
+        _bounds(kv_lengths),
         F.pad(rows, (0, keys - len(rows))),
     )
-    return Batch(torch.cat(data), lengths, kv_lengths)
+    return Batch(torch.cat(data), lengths, kv_lengths, len(index))
 
 
-def positions(length: int, spans: Sequence[Span]) -> torch.Tensor:
+def positions(length: int, spans: Sequence[tuple[int, int, int]]) -> Tensor:
     """Three-dimensional positions of one prompt's tokens, as Qwen3-VL counts them.
 
     Args:
         length: T, tokens of the prompt.
-        spans: each run of vision tokens, in order: an image, or one pair of frames of a video,
-            whose timestamp parts it from the next.
+        spans: first token, height and width of each span of vision tokens, in order.  An image is
+            one span; a video is one for each pair of frames, and a timestamp stands before each.
 
     Returns:
-        int32 [3, T]: time, height and width.  Ordinary tokens count on by one in all three.  In a
-        run, time stands still, height and width count from it; the token after a run comes
-        max(height, width) after its first.
+        int32 [3, T]: time, height and width.  Ordinary tokens count on by one in all three.  Within
+        a span, time stands still, and height and width count from it.  The token after a span has
+        the position of the span's first token plus max(height, width).
     """
     out = torch.empty(3, length, dtype=torch.int32)
     token = position = 0
@@ -386,9 +210,9 @@ def positions(length: int, spans: Sequence[Span]) -> torch.Tensor:
         text = start - token
         out[:, token:start] = torch.arange(position, position + text)
         token, position = start + height * width, position + text
-        run = out[1:, start:token].unflatten(1, (height, width))
-        run[0] = torch.arange(position, position + height)[:, None]
-        run[1] = torch.arange(position, position + width)
+        grid = out[1:, start:token].unflatten(1, (height, width))
+        grid[0] = torch.arange(position, position + height)[:, None]
+        grid[1] = torch.arange(position, position + width)
         out[0, start:token] = position
         position += max(height, width)
     return out

@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property, partial
+from itertools import chain
 from typing import Any, Generic, NoReturn, Self, TypeVar
 
 import numpy as np
@@ -32,20 +33,11 @@ from pyrerank.devices.select import (
     works,
 )
 from pyrerank.engine.ahead import ahead
-from pyrerank.engine.batch import (
-    MAX_SEQUENCES,
-    NOTHING,
-    SHARED_PER_TOKEN,
-    Batch,
-    Prefix,
-    Run,
-    in_windows,
-    key_of,
-    pack,
-    plan,
-)
+from pyrerank.engine.batch import MAX_SEQUENCES, SHARED_PER_TOKEN, Batch, pack
 from pyrerank.engine.features import Features
 from pyrerank.engine.graphs import GraphError, Graphs
+from pyrerank.engine.planner import NO_KEY, Pass, in_windows, key_of, plan
+from pyrerank.engine.prefix import Prefix
 from pyrerank.errors import (
     DeviceError,
     EngineClosed,
@@ -131,7 +123,8 @@ class Engine(Generic[Item, Result]):
         self._encoder = encoder
         self.computed = 0
         self.share_prefixes = self.prune_last_layer = True
-        self._left: Prefix | None = None  # by the last stream, for the next
+        # The last stream's prefix for the next one, and the key of its tokens.
+        self._prefix: tuple[Prefix, np.ndarray] | None = None
         self._lost: str | None = None
         self._loaded = False
         self.graphs: Graphs | None = None
@@ -328,7 +321,7 @@ class Engine(Generic[Item, Result]):
 
     def stream(
         self, windows: Iterable[Sequence[Prompt]], *, keep: bool = False
-    ) -> Generator[tuple[Run, torch.Tensor], None, None]:
+    ) -> Generator[tuple[Pass, torch.Tensor], None, None]:
         """Runs prompts, however many there are; yields each pass with its rows of results, on the
         host.
 
@@ -337,18 +330,19 @@ class Engine(Generic[Item, Result]):
         the last prompt.
         """
         with self._use():
-            prefix, self._left = self._left or self._model.no_prefix(), None
-            runs = self._plan(windows, prefix.key, keep)
+            prefix, key = self._prefix or (self._model.no_prefix(), NO_KEY)
+            self._prefix = None
+            passes = self._plan(chain(windows, [[]]) if keep else windows, key)
         last = None
-        with closing(ahead((run, pack(run)) for run in runs)) as packed:
-            for run, batch in packed:
-                prefix.cut(run.shared[0])
-                last = run
-                yield run, self._forward(run, batch, prefix)
-        if last is not None and last.kept:
-            prefix.key = key_of(last.prompts[-1])[: last.kept]
+        with closing(ahead((p, pack(p.ids, p.spans, p.shared)) for p in passes)) as packed:
+            for planned, batch in packed:
+                prefix.cut(planned.shared[0])
+                last = planned
+                yield planned, self._forward(planned, batch, prefix)
+        if last is not None and last.next_prefix:
+            key = key_of(last.prompts[-1])[: last.next_prefix]
             with suppress(EngineClosed), self._use():  # one closed since keeps nothing
-                self._left = prefix
+                self._prefix = prefix, key
 
     def passes(
         self, prompts: Iterable[Prompt], total: int, unit: str, progress: bool | None
@@ -362,12 +356,13 @@ class Engine(Generic[Item, Result]):
         with tqdm(total=total, unit=unit, disable=hide, delay=delay, leave=False) as bar:
             waiting: dict[int, tuple[Prompt, torch.Tensor]] = {}
             done = 0
-            for run, rows in self.stream(in_windows(prompts)):
-                waiting |= zip(run.members, zip(run.prompts, rows, strict=True), strict=True)
+            for planned, rows in self.stream(in_windows(prompts)):
+                pairs = zip(planned.prompts, rows, strict=True)
+                waiting |= zip(planned.members, pairs, strict=True)
                 while done in waiting:
                     yield waiting.pop(done)
                     done += 1
-                bar.update(len(run.members))
+                bar.update(len(planned.members))
 
     @property
     def _prunes(self) -> bool:
@@ -376,35 +371,33 @@ class Engine(Generic[Item, Result]):
     def _plan(
         self,
         windows: Iterable[Sequence[Prompt]],
-        before: np.ndarray = NOTHING,
-        keep: bool = False,
-    ) -> Iterator[Run]:
+        prefix: np.ndarray = NO_KEY,
+    ) -> Iterator[Pass]:
         graphs = self.graphs
         bounded = graphs is not None or gathers(self._attend)
         return plan(
             windows,
             self.token_budget,
             share=self.share_prefixes and not self._every_token,
-            sequences=MAX_SEQUENCES if graphs is None else graphs.buckets[-1].sequences,
+            most_sequences=MAX_SEQUENCES if graphs is None else graphs.buckets[-1].sequences,
             most_shared=SHARED_PER_TOKEN * self.token_budget if bounded else math.inf,
-            chained=graphs is None,
-            before=before,
-            keep=keep,
+            leave_prefix=graphs is None,
+            prefix=prefix,
         )
 
     @torch.inference_mode()
-    def _forward(self, run: Run, batch: Batch, prefix: Prefix) -> torch.Tensor:
+    def _forward(self, planned: Pass, batch: Batch, prefix: Prefix) -> torch.Tensor:
         with self._use():
             if self.device.type == "cpu":  # where weights may be views of their files
                 self.checkpoint.check_unchanged()
             with self._failures():
-                if self.features is not None and (visuals := run.visuals):
+                if self.features is not None and (visuals := planned.visuals):
                     batch = replace(batch, features=self.features.rows(visuals))
                 self.computed += batch.tokens
                 out = self._replay(batch)
                 if out is None:
                     on_device = batch.to(self.device)
-                    prefix.rows = on_device.kept(run.kept)
+                    prefix.rows = on_device.prefix_rows(planned.next_prefix)
                     out = self._model(on_device, self._attend, prefix, prune=self._prunes)
                 # NaN first, so that a copy that never happened leaves no result; before the lock is
                 # given up, because a graph's next replay writes to the same ``out``
@@ -489,5 +482,5 @@ class Engine(Generic[Item, Result]):
         raise EngineClosed(self._lost)
 
     def _let_go(self) -> None:
-        self.graphs = self.features = self._left = None
+        self.graphs = self.features = self._prefix = None
         vars(self).pop("_model", None)

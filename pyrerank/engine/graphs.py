@@ -21,7 +21,7 @@ import torch
 
 from pyrerank.devices.attention import FusedInfer
 from pyrerank.devices.select import reserve, runtime
-from pyrerank.engine.batch import MAX_SEQUENCES, SHARED_PER_TOKEN, Batch, pad
+from pyrerank.engine.batch import MAX_SEQUENCES, SHARED_PER_TOKEN, Batch, pack, pad
 from pyrerank.engine.features import Features
 
 # Tokens of the buckets grow by a quarter of a power of two: 128, 160, 192, 224, 256, 320, ...
@@ -182,9 +182,8 @@ class Graphs:
         return self._graphs[key]
 
     def _capture(self, bucket: Bucket, prune: bool) -> tuple[Any, torch.Tensor]:
-        # one token: cu_seqlens is [0, 1], the index of a batch with pictures [0]
-        token = torch.tensor([0, 0, 0, 0, 0, 1] + [0] * bucket.vision, dtype=torch.int32)
-        host = bucket.pad(Batch(token, [1]))
+        one_token = pack([[0]], [[(0, 1, 1)] if bucket.vision else []], [0])
+        host = bucket.pad(one_token)
         features = None
         if bucket.vision and self._features is not None:
             features = self._features[:, : bucket.tokens]

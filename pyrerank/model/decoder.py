@@ -7,7 +7,6 @@ with the hidden states of last tokens; the fused kernels of `pyrerank.kernels.op
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,7 +15,8 @@ import torch
 from torch import nn
 
 from pyrerank.devices.attention import DENSE_ROWS, Attend, dense, gathers
-from pyrerank.engine.batch import SHARED_PER_TOKEN, Batch, Prefix
+from pyrerank.engine.batch import SHARED_PER_TOKEN, Batch
+from pyrerank.engine.prefix import Prefix
 from pyrerank.kernels import host as cpu
 from pyrerank.kernels import ops
 from pyrerank.model.layers import Linear, add_rms_norm, linear, norm_rotate, swiglu
@@ -309,4 +309,4 @@ class Model:
 
     def no_prefix(self) -> Prefix:
         """For a pass that nothing came before."""
-        return Prefix(deque([None] * len(self.decoder.layers)))
+        return Prefix(len(self.decoder.layers))

@@ -33,8 +33,8 @@ from typing import Any
 
 import torch
 
-from pyrerank.engine.batch import common, head, key_of, plan
 from pyrerank.engine.engine import Engine
+from pyrerank.engine.planner import common, key_of, likely_prefix, plan
 from pyrerank.errors import EngineClosed
 from pyrerank.prompts.items import Prompt
 
@@ -91,7 +91,7 @@ class Job:
     def sort(self, share: bool) -> None:
         """Makes the prompts ready to be taken; ``share`` says whether prompts share prefixes."""
         self.waiting = sum(len(prompt.ids) for prompt in self.prompts)
-        [whole] = plan([self.prompts], self.waiting, share=share, sequences=len(self.prompts))
+        [whole] = plan([self.prompts], self.waiting, share=share)
         self._order = whole.members
         each = zip(whole.prompts, whole.shared, strict=True)
         self._costs = [len(prompt.ids) - shared for prompt, shared in each]
@@ -121,7 +121,7 @@ class Job:
             if not numbers:
                 shared = 0 if previous is None else common(key_of(previous), key_of(prompt))
                 if empty and previous is not None:  # the pass before leaves no more of its prefix
-                    shared = min(shared, head(previous))
+                    shared = min(shared, likely_prefix(previous))
                 needs = len(prompt.ids) - shared
             if total + needs > room and (numbers or not empty):
                 break

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from pyrerank import Reranker
 from pyrerank.bench import machine
 from pyrerank.devices import attention
+from pyrerank.engine.batch import Batch, pack
 from pyrerank.kernels import ops
 from pyrerank.model import layers
 
@@ -168,9 +169,12 @@ def not_causal(query, key, value, batch):
     return torch.cat(pieces)
 
 
+def batch_of(lengths: list[int]) -> Batch:
+    return pack([[0] * length for length in lengths], [()] * len(lengths), [0] * len(lengths))
+
+
 def one_sequence(query, key, value, batch):
-    whole = type(batch)(batch.data, [len(query)])
-    return attention.by_sequence(query, key, value, whole)
+    return attention.by_sequence(query, key, value, batch_of([len(query)]))
 
 
 def every_patch(query, key, value, lengths):
@@ -183,7 +187,7 @@ def from_the_top(query, key, value, batch):
         torch.cat([p[:n] for p, n in zip(x.split(batch.kv_lengths), batch.lengths, strict=True)])
         for x in (key, value)
     )
-    return attention.by_sequence(query, key, value, type(batch)(batch.data, batch.lengths))
+    return attention.by_sequence(query, key, value, batch_of(batch.lengths))
 
 
 def uniform(query, key, value, lengths):

@@ -1,5 +1,7 @@
 """Attention over packed sequences, on the CPU, against attention over each sequence in float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -58,9 +60,9 @@ def test_a_sequence_goes_on_from_tokens_of_others(mask, data, heads):
         q, k, v = random(lengths, *heads)
         rows = torch.randperm(len(k))  # where keys and values lie does not matter
         back = rows.argsort().int()
-        ends = torch.tensor([0, *own]).cumsum(0).int()
+        ends, key_ends = (torch.tensor([0, *each]).cumsum(0).int() for each in (own, lengths))
         tokens = torch.zeros(4 * sum(own), dtype=torch.int32)
-        batch = Batch(torch.cat((tokens, ends, back)), own, lengths)
+        batch = Batch(torch.cat((tokens, ends, key_ends, back)), own, lengths)
         mine = torch.cat([part[-n:] for part, n in zip(q.split(lengths), own, strict=True)])
         got = by_sequence(mine, k[rows], v[rows], batch)
         whole = reference(q, k, v, lengths).split(lengths)
@@ -94,7 +96,8 @@ def test_dense_reads_all_from_the_tensor(last, rows, prompts, missing, spare, he
     padded = pad(batch, batch.tokens + spare, len(prompts) + missing, keys)
     # lengths of some other batch: a graph keeps those that it was captured with
     others = len(padded.lengths) - 1
-    captured = Batch(padded.data, [0] * others + [padded.tokens], [0] * others + [keys])
+    lengths, kv_lengths = ([0] * others + [total] for total in (padded.tokens, keys))
+    captured = replace(padded, lengths=lengths, kv_lengths=kv_lengths)
     if last:
         padded, captured = padded.last_tokens(), captured.last_tokens()
     q, (_, k, v) = random([padded.tokens], *heads)[0], random([batch.tokens + spare], *heads)

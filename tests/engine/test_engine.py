@@ -240,7 +240,7 @@ class TestSwitches:
         assert engine.computed == trie(prompts) + sum(map(len, prompts))
 
     def test_however_far_apart_they_are_in_the_call(self, checkpoint, monkeypatch):
-        monkeypatch.setattr("pyrerank.engine.batch.WINDOW", 10)
+        monkeypatch.setattr("pyrerank.engine.planner.WINDOW", 10)
         engine = Reranker(checkpoint("qwen3 tied"), dtype="float32")
         pairs = [
             engine.pair("", f"{query} is the question", text)
@@ -269,7 +269,7 @@ class TestSwitches:
         assert engine.computed == results[0].tokens + 2
 
     def test_results_come_in_the_order_of_the_call(self, engine, monkeypatch):
-        monkeypatch.setattr("pyrerank.engine.batch.WINDOW", 5)
+        monkeypatch.setattr("pyrerank.engine.planner.WINDOW", 5)
         want = [engine.score(QUERY, [text])[0] for text in POOL[:23]]
         assert engine.score(QUERY, POOL[:23]) == pytest.approx(want, abs=BATCH_TOLERANCE)
 
@@ -289,7 +289,7 @@ class TestPreparation:
             return encode(items)
 
         with monkeypatch.context() as patched:
-            patched.setattr("pyrerank.engine.batch.WINDOW", 8)
+            patched.setattr("pyrerank.engine.planner.WINDOW", 8)
             patched.setattr(engine._encoder, "encode", fail)
             narrow = twin(engine)
             narrow.token_budget = 300

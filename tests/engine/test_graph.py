@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from runs import packed
 
-from pyrerank.engine.batch import SHARED_PER_TOKEN, Batch, pack, plan
+from pyrerank.engine.batch import SHARED_PER_TOKEN, pack
 from pyrerank.engine.graphs import SMALLEST, Bucket, buckets
+from pyrerank.engine.planner import plan
 from pyrerank.prompts.items import Prompt
 
 prompts = st.lists(
@@ -34,13 +35,13 @@ def test_the_default_budget_has_few_buckets():
 
 
 @given(prompts=prompts, budget=st.integers(1, 400), share=st.booleans())
-def test_a_bucket_holds_every_run_that_is_planned_for_it(prompts, budget, share):
+def test_a_bucket_holds_every_pass_that_is_planned_for_it(prompts, budget, share):
     found = buckets(budget)
-    limits = {"sequences": found[-1].sequences, "most_shared": SHARED_PER_TOKEN * budget}
-    for run in plan([prompts], budget, share=share, chained=False, **limits):
-        batch = pack(run)
+    limits = {"most_sequences": found[-1].sequences, "most_shared": SHARED_PER_TOKEN * budget}
+    for planned in plan([prompts], budget, share=share, leave_prefix=False, **limits):
+        batch = pack(planned.ids, planned.spans, planned.shared)
         if batch.tokens > budget:
-            assert len(run.prompts) == 1
+            assert len(planned.prompts) == 1
             continue
         bucket = next(bucket for bucket in found if bucket.holds(batch))
         padded = bucket.pad(batch)
@@ -57,7 +58,8 @@ def test_what_a_bucket_does_not_hold():
     assert bucket.holds(packed([Prompt([1, 2, 3], 0), word]))
     assert not bucket.holds(packed([Prompt([1, 2, 3, 4], 0), word]))
     assert not bucket.holds(packed([word, word, other]))
-    one, two = Batch(torch.zeros(9), [1, 1], [1, 13]), Batch(torch.zeros(9), [1, 1], [1, 14])
-    assert (bucket.holds(one), bucket.holds(two)) == (True, False)  # 12 and 13 are shared
+    for shared in (12, 13):  # the prefix of the pass before
+        batch = pack([[1] * (shared + 1), [2]], [(), ()], [shared, 0])
+        assert batch.shared == shared and bucket.holds(batch) == (shared == 12)
     assert not bucket.holds(replace(packed([word]), features=torch.zeros(1, 1, 1)))
     assert not replace(bucket, vision=True).holds(packed([word]))

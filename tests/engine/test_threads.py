@@ -156,7 +156,7 @@ def test_streams_of_one_engine_take_turns_in_one_thread(engine):
         return (collecting if calls == 1 else forward)(*args, **options)
 
     once.no_prefix = forward.no_prefix
-    engine._model, engine._left = once, None
+    engine._model, engine._prefix = once, None
     assert [rows.tolist() for _, rows in engine.stream([prompts[1]])] == want[1]
 
 

@@ -12,7 +12,7 @@ from strict_build import load_strict
 from torch import Tensor
 
 from pyrerank.devices import attention
-from pyrerank.engine.batch import Batch
+from pyrerank.engine.batch import pack
 from pyrerank.kernels import host as cpu
 from pyrerank.kernels import ops
 from pyrerank.model import layers
@@ -227,7 +227,7 @@ class TestAttention:
         q, (k, v) = torch.randn(9, 4, head_dim).to(dtype), torch.randn(2, 9, 2, head_dim).to(dtype)
         lengths = [4, 5]
         rows = list(torch.arange(9).split(lengths))
-        batch = Batch(torch.zeros(4 * 9 + 3, dtype=torch.int32), lengths)
+        batch = pack([[0] * length for length in lengths], [()] * 2, [0, 0])
         for got, causal in (
             (attention.full(q, k, v, lengths), False),
             (attention.by_sequence(q, k, v, batch), True),

@@ -300,8 +300,8 @@ def test_the_host_waits_once_a_batch(sim, tmp_path, graph, layers):
     after = sim.stats()
     change = {name: after[name] - before[name] for name in after}
     prompts = engine._encoder.encode([engine.pair("", QUERY, d) for d in DOCUMENTS])
-    [run] = engine._plan([prompts])
-    batch = pack(run)
+    [planned] = engine._plan([prompts])
+    batch = pack(planned.ids, planned.spans, planned.shared)
     assert change["syncs"] == 2  # torch_npu's blocking copy: the stream, then the copy itself
     assert change["d2h"] == 8 * len(DOCUMENTS)
     assert change["replays"] == graph

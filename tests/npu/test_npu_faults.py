@@ -212,8 +212,8 @@ class TestOperators:
 
 def batch_of(engine: Reranker):
     prompts = engine._encoder.encode([engine.pair("", QUERY, d) for d in DOCUMENTS])
-    [run] = engine._plan([prompts])
-    return pack(run).to(engine.device)
+    [planned] = engine._plan([prompts])
+    return pack(planned.ids, planned.spans, planned.shared).to(engine.device)
 
 
 SCORE = """

@@ -8,17 +8,21 @@ from checkpoints import write_random
 
 from pyrerank import Reranker
 from pyrerank.devices.attention import FusedInfer
-from pyrerank.engine.batch import Batch
+from pyrerank.engine.batch import Batch, pack
 
 pytestmark = pytest.mark.usefixtures("sim")
 TOKENS = 12
+
+
+def batch_of(lengths: list[int]) -> Batch:
+    return pack([[0] * length for length in lengths], [()] * len(lengths), [0] * len(lengths))
 
 
 def attention_in_a_graph(ends: list[int]):
     """A graph of one fused inference attention, its inputs' batch, and its result."""
     q, k, v = (torch.randn(TOKENS, 2, 128).bfloat16().npu() for _ in range(3))
     lengths = [b - a for a, b in zip([0, *ends], ends, strict=False)]
-    batch = Batch(torch.zeros(2 * TOKENS + len(ends) + 1, dtype=torch.int32), lengths)
+    batch = batch_of(lengths)
     attend = FusedInfer(torch.device("npu", 0))
     graph = torch.npu.NPUGraph()
     with torch.npu.graph(graph, auto_dispatch_capture=True):
@@ -39,7 +43,7 @@ def test_unknown_keys_of_an_update_change_nothing_and_ours_are_known():
         results.append(out.cpu())
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[1], results[2])
-    eager = Batch(torch.zeros(2 * TOKENS + 3, dtype=torch.int32), [3, 9])
+    eager = batch_of([3, 9])
     torch.testing.assert_close(results[2], attend(*qkv, eager).cpu())
 
 

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyrerank.engine.batch import Run, plan
+from pyrerank.engine.planner import Pass, plan
 from pyrerank.prompts.items import Prompt
 from pyrerank.serve import schedule
 from pyrerank.serve.schedule import Job, Scheduler
@@ -44,16 +44,16 @@ class Counted:
 
     def stream(
         self, windows: Iterable[Sequence[Prompt]], *, keep: bool = False
-    ) -> Iterator[tuple[Run, torch.Tensor]]:
-        runs = plan(windows, self.token_budget, share=True, keep=keep)
-        run = next(runs, None)
-        while run is not None:
-            following = next(runs, None)  # the next pass is filled when this one begins
-            self.passes.append(run.prompts)
-            self.computed += sum(map(len_of, run.prompts)) - sum(run.shared)
+    ) -> Iterator[tuple[Pass, torch.Tensor]]:
+        passes = plan(windows, self.token_budget, share=True)
+        planned = next(passes, None)
+        while planned is not None:
+            following = next(passes, None)  # the next pass is filled when this one begins
+            self.passes.append(planned.prompts)
+            self.computed += planned.computed
             self.meanwhile(len(self.passes))
-            yield run, torch.tensor([[p.ids[0], p.ids[-1]] for p in run.prompts])
-            run = following
+            yield planned, torch.tensor([[p.ids[0], p.ids[-1]] for p in planned.prompts])
+            planned = following
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -166,7 +166,7 @@ def test_sharing_costs_little_more_than_in_one_call(shared):
     """A request's documents stay together, though others come: their query is rarely repeated."""
     large = [job(1 + n, range(300), shared=shared) for n in range(3)]
     prompts = [prompt for each in large for prompt in each.prompts]
-    [one_call] = plan([prompts], math.inf, share=True, sequences=len(prompts))
+    [one_call] = plan([prompts], math.inf, share=True)
     alone = sum(map(len_of, one_call.prompts)) - sum(one_call.shared)
     engine = run({0: large})
     assert engine.computed <= alone + shared * len(engine.passes) / (schedule.TURN - 1)

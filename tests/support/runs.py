@@ -3,25 +3,22 @@
 from collections.abc import Sequence
 from typing import TypeVar
 
-from pyrerank.engine.batch import Batch, Run, pack, plan
+from pyrerank.engine.batch import Batch, pack
+from pyrerank.engine.planner import plan
 from pyrerank.prompts.items import Prompt
 
 T = TypeVar("T")
 
 
-def one_run(prompts: Sequence[Prompt]) -> Run:
-    """Shares nothing."""
-    return Run(list(range(len(prompts))), list(prompts), [0] * len(prompts), 0)
-
-
-def packed(prompts: Sequence[Prompt]) -> Batch:
-    return pack(one_run(prompts))
+def packed(prompts: Sequence[Prompt], *, share: bool = False) -> Batch:
+    """As one pass."""
+    [planned] = plan([prompts], sum(len(prompt.ids) for prompt in prompts), share=share)
+    return pack(planned.ids, planned.spans, planned.shared)
 
 
 def sharing(prompts: Sequence[Prompt]) -> Batch:
-    """In the order of their tokens."""
-    [run] = plan([prompts], sum(len(prompt.ids) for prompt in prompts), share=True)
-    return pack(run)
+    """As one pass, in the order of their tokens."""
+    return packed(prompts, share=True)
 
 
 def trie(prompts: Sequence[Prompt]) -> int:

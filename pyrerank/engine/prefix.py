@@ -1,0 +1,44 @@
+"""The prefix: keys and values that one pass leaves for the next."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import torch
+from torch import Tensor
+
+
+class Prefix:
+    """Keys and values of P tokens, [P, kv_heads, head_dim] in each layer; at first P is 0.
+
+    Args:
+        layers: the number of layers, each of which calls `extend` once a pass, in order.
+
+    Attributes:
+        rows: int32, which tokens a pass leaves for the next one, as numbers of rows: those of the P
+            tokens come first, those of the pass follow.  See `Batch.prefix_rows`.
+    """
+
+    def __init__(self, layers: int) -> None:
+        self.rows = torch.empty(0, dtype=torch.int32)
+        # None stands for no tokens, so that no layer copies its keys to add nothing to them.
+        self._layers: deque[tuple[Tensor, Tensor] | None] = deque([None] * layers)
+
+    def cut(self, count: int) -> None:
+        """Drops all but the first ``count`` tokens."""
+        self._layers = deque(
+            (layer[0][:count], layer[1][:count]) if layer and count else None
+            for layer in self._layers
+        )
+
+    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The prefix's keys and values with those of a pass behind them, which are
+        [T, kv_heads, head_dim]; takes ``rows`` of both as the prefix of the next pass."""
+        prefix = self._layers.popleft()
+        if prefix is not None:
+            key, value = torch.cat((prefix[0], key)), torch.cat((prefix[1], value))
+        following = None
+        if len(self.rows):
+            following = key.index_select(0, self.rows), value.index_select(0, self.rows)
+        self._layers.append(following)
+        return key, value
