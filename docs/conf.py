@@ -29,7 +29,7 @@ napoleon_use_ivar = True
 napoleon_use_rtype = False
 # What is documented elsewhere, which is not asked for over the network, or not at all; and what
 # stands in single quotes in a docstring, which need not be public.
-OTHERS = r"(torch|np|numpy|os|collections|Path|Any|optional|pyrerank\.checkpoint)\b.*"
+OTHERS = r"(torch|np|numpy|os|collections|Path|Any|optional|pyrerank\.weights\.checkpoint)\b.*"
 nitpick_ignore_regex = [("py:.*", OTHERS), ("py:obj", ".*")]
 
 html_theme = "furo"
