@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import unicodedata
 from collections.abc import Iterable
 from typing import Any
@@ -27,6 +28,11 @@ def in_words(document: str | dict[str, Any]) -> str:
     # of a data: URI what it is, not what it holds
     names = [n.partition(",")[0] if n[:5].lower() == "data:" else n for n in names]
     return " ".join([*(f"[{name}]" for name in names), *_leaves(document.get("text"))])
+
+
+def show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """Prints a warning to stderr; takes the arguments of `warnings.showwarning`."""
+    print(f"pyrerank: warning: {message}", file=sys.stderr)
 
 
 def _leaves(value: Any) -> list[str]:
