@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pyrerank.cli.convert import Converted, convert
     from pyrerank.embedder import Embedder, Embedding, embed
     from pyrerank.errors import (
         CheckpointChanged,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CheckpointChanged",
     "CheckpointError",
+    "Converted",
     "DeviceError",
     "Embedder",
     "Embedding",
@@ -42,6 +44,7 @@ __all__ = [
     "Score",
     "TruncationWarning",
     "close",
+    "convert",
     "embed",
     "explain",
     "rank",
@@ -49,7 +52,15 @@ __all__ = [
 ]
 __version__ = version("pyrerank")
 # the modules of what `__all__` names, those without torch first
-HOMES = ("errors", "media.fetch", "media.images", "prompts.items", "embedder", "reranker")
+HOMES = (
+    "errors",
+    "media.fetch",
+    "media.images",
+    "prompts.items",
+    "embedder",
+    "reranker",
+    "cli.convert",
+)
 
 
 def close() -> None:

@@ -146,7 +146,7 @@ def both() -> None:
 
 
 def convert() -> None:
-    from pyrerank.weights.convert import convert
+    from pyrerank import convert
 
     print(convert(sys.argv[2], Path(sys.argv[3])))
 

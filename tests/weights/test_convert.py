@@ -22,10 +22,9 @@ from transformers import (
     AutoTokenizer,
 )
 
-from pyrerank import CheckpointError, Reranker
+from pyrerank import CheckpointError, Reranker, convert
 from pyrerank.cli.main import main
 from pyrerank.weights import convert as conversion
-from pyrerank.weights.convert import convert
 
 pytestmark = pytest.mark.slow
 

@@ -29,9 +29,8 @@ from transformers import (
     Qwen3VLModel,
 )
 
-from pyrerank import CheckpointError, Embedder, Reranker
+from pyrerank import CheckpointError, Embedder, Reranker, convert
 from pyrerank.weights.checkpoint import open_checkpoint
-from pyrerank.weights.convert import convert
 from pyrerank.weights.find import DEMO
 
 pytestmark = pytest.mark.slow

@@ -14,8 +14,7 @@ from conversions import KINDS, QUERY, TEXTS, TOLERANCE, documents, tensors
 from published import Published
 from safetensors.torch import load_file, save_file
 
-from pyrerank import CheckpointError, Reranker
-from pyrerank.weights.convert import convert
+from pyrerank import CheckpointError, Reranker, convert
 
 pytestmark = pytest.mark.slow
 

@@ -9,11 +9,10 @@ import torch
 from checkpoints import write_random
 from safetensors.torch import load_file, save_file
 
-from pyrerank import CheckpointChanged, CheckpointError, Embedder, EngineClosed, Reranker
+from pyrerank import CheckpointChanged, CheckpointError, Embedder, EngineClosed, Reranker, convert
 from pyrerank.cli.main import main
 from pyrerank.serve.schedule import Job, Scheduler
 from pyrerank.weights.checkpoint import open_checkpoint
-from pyrerank.weights.convert import convert
 
 pytestmark = pytest.mark.slow
 

@@ -19,9 +19,8 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
-from pyrerank import CheckpointError, Embedder, Reranker
+from pyrerank import CheckpointError, Embedder, Reranker, convert
 from pyrerank.weights.checkpoint import open_checkpoint
-from pyrerank.weights.convert import convert
 from pyrerank.weights.lora import merge
 
 pytestmark = pytest.mark.slow
