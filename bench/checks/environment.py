@@ -86,14 +86,14 @@ def settings(bench: Bench) -> Figure:
 
 def extension(bench: Bench) -> Figure:
     try:
-        from pyrerank.kernels import ops
+        from pyrerank.kernels import extension as built
     except ImportError as error:
         raise Wrong(f"pyrerank._C does not load ({error}): reinstall pyrerank") from None
     npu = bench.place.startswith("npu")
-    built = ops.npu_kernels() if npu else ops._C  # says by itself what keeps it from loading
-    if built is None:
+    module = built.npu_kernels() if npu else built._C  # says by itself what keeps it from loading
+    if module is None:
         raise Wrong("pyrerank was installed without a compiler: install g++, reinstall pyrerank")
-    info = built.build_info()
+    info = module.build_info()
     text = ", ".join(f"{key} {info[key]}" for key in BUILD if info.get(key))
     if not npu or info["target"] == "npu":
         return text

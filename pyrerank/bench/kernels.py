@@ -28,7 +28,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pyrerank.bench import machine
 from pyrerank.bench import report as bench_report
 from pyrerank.devices import select as device
-from pyrerank.kernels import ops
+from pyrerank.kernels import extension, ops
+from pyrerank.kernels.checks import DTYPES
 
 KERNELS = (
     "last_token_gather",
@@ -235,9 +236,9 @@ def counts(case: Case) -> dict[str, int]:
     kernel, _ = case.calls(torch.device("cpu"))
     torch.set_num_threads(1)
     try:
-        ops._C.reset_counters()
+        extension._C.reset_counters()
         kernel()
-        counters: dict[str, int] = ops._C.counters()
+        counters: dict[str, int] = extension._C.counters()
     finally:
         torch.set_num_threads(threads)
     return counters | {"bytes": counters["gm_read_bytes"] + counters["gm_write_bytes"]}
@@ -275,8 +276,8 @@ def estimate(case: Case) -> dict[str, Any]:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     place = device.resolve(arguments.device)
-    if place.type == "cuda" or ops._C is None:
-        why = "there are no kernels for CUDA" if ops._C else "the extension was not built"
+    if place.type == "cuda" or extension._C is None:
+        why = "there are no kernels for CUDA" if extension._C else "the extension was not built"
         raise ValueError(f"device {place}: {why}, so there is nothing to measure")
     rows = []
     with torch.inference_mode():
@@ -313,7 +314,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--batch", type=int, nargs="+", default=BATCHES, metavar="B")
     result.add_argument("--hidden", type=int, nargs="+", default=WIDTHS, metavar="H")
     result.add_argument(
-        "--dtype", nargs="+", choices=ops.DTYPES.values(), default=["bfloat16", "float32"]
+        "--dtype", nargs="+", choices=DTYPES.values(), default=["bfloat16", "float32"]
     )
     result.add_argument("--tokens", type=int, default=64, help="of a sequence, for mean")
     result.add_argument("--rounds", type=int, default=20)

@@ -60,7 +60,7 @@ def full(query: Tensor, key: Tensor, value: Tensor, lengths: list[int]) -> Tenso
     """
     if query.device.type == "npu" and query.dtype != torch.float32:
         return _fused_infer(query, key, value, lengths, None, mask=None)
-    if cpu.runs_heads(query):
+    if cpu.takes_heads(query):
         return cpu.attention(query, key, value, lengths, lengths, None, causal=False)
     pieces = zip(key.split(lengths), value.split(lengths), strict=True)
     return _one_by_one(query, pieces, lengths, causal=False)
@@ -69,7 +69,7 @@ def full(query: Tensor, key: Tensor, value: Tensor, lengths: list[int]) -> Tenso
 def by_sequence(query: Tensor, key: Tensor, value: Tensor, batch: Batch) -> Tensor:
     """Each sequence alone, so a neighbour changes no bit of it: by the kernel of csrc/cpu where it
     runs, elsewhere one call a sequence."""
-    if cpu.runs_heads(query):
+    if cpu.takes_heads(query):
         lengths, rows = (batch.lengths, batch.kv_lengths), batch.kv_rows
         return cpu.attention(query, key, value, *lengths, rows, causal=True)
     pieces: Iterable[tuple[Tensor, Tensor]]

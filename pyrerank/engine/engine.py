@@ -45,7 +45,7 @@ from pyrerank.errors import (
     OutOfMemory,
     TruncationWarning,
 )
-from pyrerank.kernels.ops import npu_kernels
+from pyrerank.kernels.extension import npu_kernels
 from pyrerank.model.decoder import Decoder, Head, Model
 from pyrerank.model.vision import VisionTower
 from pyrerank.prompts.encoder import Encoder

@@ -1,10 +1,10 @@
-"""The kernels of csrc/cpu as functions over tensors: what of a layer is no matrix product.
+"""The kernels of csrc/cpu as functions over tensors: all parts of a layer but its matrix products.
 
-Each makes one pass over memory and computes in float32; plain torch, which takes several, rounds
-between them.  A row has the same bits alone and in any batch.
+Each kernel makes one pass over memory and computes in float32; plain torch takes several passes,
+and rounds between them.  A row has the same bits alone and in any batch.
 
-The kernels see addresses, so each function here checks dtypes, shapes and strides first: it raises
-TypeError or ValueError, which name the argument, what it got and what it wanted.
+A kernel sees addresses only.  Therefore each function here checks dtypes, shapes and strides first,
+and raises TypeError or ValueError, which name the argument, what it got and what it wanted.
 """
 
 from __future__ import annotations
@@ -14,26 +14,31 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pyrerank.kernels import ops
+from pyrerank.kernels import extension
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
-def runs(x: Tensor) -> bool:
-    """Whether there are kernels for ``x``: on the CPU, with the extension, in one of `DTYPES`."""
-    return x.device.type == "cpu" and ops._C is not None and x.dtype in DTYPES
+def takes(x: Tensor) -> bool:
+    """Whether the kernels take ``x``: it is on the CPU in one of `DTYPES`, and they were built."""
+    return x.device.type == "cpu" and extension._C is not None and x.dtype in DTYPES
 
 
-def runs_heads(x: Tensor) -> bool:
-    """Whether there are for x [T, heads, head_dim]: `runs`, and an even head_dim that fits."""
-    return runs(x) and x.shape[2] % 2 == 0 and 0 < x.shape[2] <= ops._C.max_head_dim
+def takes_heads(x: Tensor) -> bool:
+    """Whether they take x [T, heads, head_dim]: its head_dim must be even, and fit a buffer."""
+    return takes(x) and x.shape[2] % 2 == 0 and 0 < x.shape[2] <= extension._C.max_head_dim
 
 
 def add_rms_norm(x: Tensor, y: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """x + y, or x, and its norm.
+    """The sum x + y, or x where y is None, and the RMSNorm of that.
 
-    x: [T, H] contiguous, of the dtype of weight or float32, which x + y has as well.
-    y: [T, H] contiguous, of the dtype of weight [H], which the norm has as well.
+    Args:
+        x: [T, H] contiguous, in the dtype of weight or float32.
+        y: [T, H] contiguous, in the dtype of weight.
+        weight: [H].
+
+    Returns:
+        The sum, [T, H] in the dtype of x, and its norm, [T, H] in the dtype of weight.
     """
     rows, width = _size("x", x, 2)
     _check("weight", weight, (width,), *DTYPES)
@@ -42,7 +47,7 @@ def add_rms_norm(x: Tensor, y: Tensor | None, weight: Tensor, eps: float) -> tup
         _check("y", y, (rows, width), weight.dtype)
     total = x if y is None else torch.empty_like(x)
     normed = torch.empty_like(x, dtype=weight.dtype)
-    ops._C.add_rms_norm(
+    extension._C.add_rms_norm(
         x.data_ptr(),
         0 if y is None else y.data_ptr(),
         weight.data_ptr(),
@@ -59,9 +64,12 @@ def add_rms_norm(x: Tensor, y: Tensor | None, weight: Tensor, eps: float) -> tup
 
 
 def norm_rotate_(x: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
-    """Norm and rotation of x [T, heads, head_dim], whose rows may lie apart, in place.
+    """RMSNorm of each head, unless weight is None, and rotation, in place; returns x.
 
-    cos, sin: [T, 1, head_dim], of the dtype of x or float32.
+    Args:
+        x: [T, heads, head_dim]; rows may lie apart.
+        weight: [head_dim], in the dtype of x.
+        cos, sin: [T, 1, head_dim], in the dtype of x or float32.
     """
     rows, heads, head_dim = _size("x", x, 3)
     _check("x", x, (rows, heads, head_dim), *DTYPES, apart=True)
@@ -69,7 +77,7 @@ def norm_rotate_(x: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin:
         _check("weight", weight, (head_dim,), x.dtype)
     _check("cos", cos, (rows, 1, head_dim), x.dtype, torch.float32)
     _check("sin", sin, (rows, 1, head_dim), cos.dtype)
-    ops._C.norm_rotate(
+    extension._C.norm_rotate(
         x.data_ptr(),
         0 if weight is None else weight.data_ptr(),
         cos.data_ptr(),
@@ -87,17 +95,17 @@ def norm_rotate_(x: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin:
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    """silu(gate) * up, the two halves of gate_up [T, 2 I], contiguous."""
+    """silu(gate) * up, [T, I], where gate_up [T, 2 I], contiguous, holds gate and up in a row."""
     rows, width = _size("gate_up", gate_up, 2)
     _check("gate_up", gate_up, (rows, width // 2 * 2), *DTYPES)
-    return _by_row(ops._C.swiglu, gate_up, width // 2)
+    return _by_row(extension._C.swiglu, gate_up, width // 2)
 
 
 def gelu(x: Tensor) -> Tensor:
-    """GELU in its tanh form of x [T, I], contiguous."""
+    """GELU of x [T, I], contiguous, in its tanh form."""
     rows, width = _size("x", x, 2)
     _check("x", x, (rows, width), *DTYPES)
-    return _by_row(ops._C.gelu, x, width)
+    return _by_row(extension._C.gelu, x, width)
 
 
 def _by_row(kernel: Callable[..., None], x: Tensor, width: int) -> Tensor:
@@ -123,11 +131,19 @@ def attention(
     *,
     causal: bool,
 ) -> Tensor:
-    """Attention within each sequence, as `pyrerank.devices.attention` says; rows may lie apart.
+    """Attention within each sequence.  The last query of a sequence attends to its last key.
 
-    lengths: of the sequences in query; with ``causal`` each at most that in kv_lengths.
-    kv_rows: int32, contiguous, the keys of each sequence, kv_lengths of them, rows of key and value
-        (which is not looked at); None: its own.
+    Args:
+        query: [T, heads, head_dim]; rows may lie apart, as those of key and value may.
+        key, value: [keys, kv_heads, head_dim].
+        lengths: how many rows of query each sequence has.
+        kv_lengths: how many keys it has, with ``causal`` at least as many.
+        kv_rows: int32, contiguous: for each sequence the rows of key and value that it attends to,
+            whose values are not checked; None: sequences lie one after the other in key, too.
+        causal: whether a query attends to no key after its own.
+
+    Returns:
+        [T, heads, head_dim], contiguous.
     """
     rows, heads, head_dim = _size("query", query, 3)
     keys, kv_heads, _ = _size("key", key, 3)
@@ -148,7 +164,7 @@ def attention(
             f"kv_lengths: got {kv_lengths} for lengths {lengths}, wanted a key a query"
         )
     out = query.new_empty(query.shape)
-    ops._C.attention(
+    extension._C.attention(
         *((x.data_ptr(), x.stride(0), x.shape[1]) for x in (query, key, value)),
         out.data_ptr(),
         lengths=lengths,
@@ -171,7 +187,7 @@ def _size(name: str, x: Tensor, dimensions: int) -> torch.Size:
 def _check(
     name: str, x: Tensor, shape: tuple[int, ...], *dtypes: torch.dtype, apart: bool = False
 ) -> None:
-    """``apart``: rows may lie apart, each of which is contiguous."""
+    """``apart`` allows rows that lie apart, each of which is contiguous."""
     if x.dtype not in dtypes or not x.is_cpu:
         wanted = " or ".join(map(str, dict.fromkeys(dtypes)))
         raise TypeError(f"{name}: got {x.dtype} on {x.device}, wanted {wanted} on the CPU")

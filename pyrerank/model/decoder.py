@@ -240,7 +240,7 @@ class Decoder(nn.Module):
         angle = torch.cat((angle, angle), -1)[:, None]  # (tokens, 1, head_dim)
         cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         del angle
-        if cpu.runs(x):
+        if cpu.takes(x):
             x = x.float()  # of the sum of all layers 16 bits would lose a part in each
         # The sum of x and delta is the hidden state: each addition goes with the norm after it.
         # Names are dropped when their tensors are no longer needed, which bounds the memory.

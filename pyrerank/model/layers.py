@@ -41,7 +41,7 @@ def add_rms_norm(
     x: torch.Tensor, y: torch.Tensor | None, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """x + y, or x, of [T, hidden_size], and its `rms_norm`."""
-    if cpu.runs(x):
+    if cpu.takes(x):
         return cpu.add_rms_norm(x, y, weight, eps)
     if y is not None and x.device.type == "npu":
         normed, _, total = torch.ops.npu.npu_add_rms_norm(x, y, weight, eps)
@@ -52,7 +52,7 @@ def add_rms_norm(
 
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
     """silu(gate) * up, the two halves of the last dimension."""
-    if cpu.runs(gate_up):
+    if cpu.takes(gate_up):
         return cpu.swiglu(gate_up)
     if gate_up.device.type == "npu":
         product: torch.Tensor = torch.ops.npu.npu_swiglu(gate_up, -1)
@@ -63,7 +63,7 @@ def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
 
 def gelu(x: torch.Tensor, approximate: str) -> torch.Tensor:
     """GELU, exact ("none") or in its tanh form ("tanh"), of x [T, width]."""
-    if approximate == "tanh" and cpu.runs(x):
+    if approximate == "tanh" and cpu.takes(x):
         return cpu.gelu(x)
     if x.device.type == "npu":
         # F.gelu launches the same operator for both, before CANN 9 that of the tanh form
@@ -77,7 +77,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
     cos, sin: [T, 1, head_dim], dtype of x, or float32, in which it is then done.  May overwrite x.
     """
-    if cpu.runs_heads(x):
+    if cpu.takes_heads(x):
         return cpu.norm_rotate_(x, None, 0.0, cos, sin)
     x, dtype = x.to(cos.dtype), x.dtype
     if x.device.type == "npu":
@@ -95,6 +95,6 @@ def norm_rotate(
     x: torch.Tensor, weight: torch.Tensor, eps: float, cos: torch.Tensor, sin: torch.Tensor
 ) -> torch.Tensor:
     """`rotate` after the norm of each head.  May overwrite x."""
-    if cpu.runs_heads(x):
+    if cpu.takes_heads(x):
         return cpu.norm_rotate_(x, weight, eps, cos, sin)
     return rotate(rms_norm(x, weight, eps), cos, sin)

@@ -17,11 +17,11 @@ from pyrerank import _C
 from pyrerank.bench import kernels as bench_kernels
 from pyrerank.bench import report as bench_report
 from pyrerank.bench.kernels import Case
-from pyrerank.kernels import ops
+from pyrerank.kernels import extension
+from pyrerank.kernels.calls import ELEMENTS_PER_THREAD, POOL_MODES
+from pyrerank.kernels.checks import DTYPES as NAMES
 
 pytestmark = pytest.mark.slow
-
-BENCH = Path(__file__).parents[2] / "bench"
 
 
 # ---- bytes --------------------------------------------------------------------------------------
@@ -55,7 +55,7 @@ def test_no_kernel_moves_more_than_it_must(data: st.DataObject) -> None:
     least = count * (row + 4 + 4 + 4) + blocks * weights
     assert moved(lambda: score(_C, hidden, cu[1:] - 1, gain, w, 0.0, cores)) <= 1.05 * least
 
-    mode = data.draw(st.sampled_from(ops.POOL_MODES))
+    mode = data.draw(st.sampled_from(POOL_MODES))
     dim = data.draw(st.integers(1, width))
     tokens = length if mode == "mean" else 1
     least = count * (tokens * row + dim * dtype.itemsize + 4) + blocks * (
@@ -72,7 +72,7 @@ def test_no_kernel_moves_more_than_it_must(data: st.DataObject) -> None:
     kernel=st.sampled_from(bench_kernels.KERNELS),
     batch=st.integers(1, 130),
     width=st.sampled_from([64, 528]),
-    dtype=st.sampled_from(list(ops.DTYPES.values())),
+    dtype=st.sampled_from(list(NAMES.values())),
     tokens=st.integers(1, 11),
 )
 @settings(max_examples=40)
@@ -102,7 +102,7 @@ def test_counting_leaves_the_threads_alone_and_uses_one() -> None:
     torch.set_num_threads(3)
     try:
         case = Case("fused_pool mean", 64, 4096, "bfloat16", 16)
-        assert case.batch * case.tokens * case.width > 3 * ops.ELEMENTS_PER_THREAD
+        assert case.batch * case.tokens * case.width > 3 * ELEMENTS_PER_THREAD
         counted = bench_kernels.counts(case)
         assert counted["blocks"] == 1 and torch.get_num_threads() == 3
     finally:
@@ -161,7 +161,7 @@ def test_one_thread_is_timed_by_its_own_clock() -> None:
 
 
 def test_nothing_to_measure(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setattr(ops, "_C", None)
+    monkeypatch.setattr(extension, "_C", None)
     from pyrerank.cli.main import main
 
     assert main(["bench", "kernels", "--device", "cpu"]) == 2
@@ -174,22 +174,22 @@ def test_nothing_to_measure(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
 def test_the_command_prints_tables_and_writes_json(tmp_path: Path) -> None:
     options = ["--device", "cpu", "--dtype", "float32", "--json", tmp_path / "out.json"]
     options += ["--batch", "1", "3", "--hidden", "64", "--tokens", "2", "--rounds", "3"]
-    for command in ([BENCH / "kernels.py"], ["-m", "pyrerank", "bench", "kernels"]):
-        done = subprocess.run([sys.executable, *command, *options], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        report = json.loads((tmp_path / "out.json").read_text())
-        assert len(report["rows"]) == 2 * len(bench_kernels.KERNELS)
-        for row in report["rows"]:
-            for name in ("kernel_us", "eager_us", "eager_over_kernel", "share_of_floor"):
-                assert 0 < row[name]["q1"] <= row[name]["median"] <= row[name]["q3"]
-            assert row["counts"]["bytes"] == row["least_bytes"]
-            assert row["counts"]["launches"] == 1
-            name, tokens = row["kernel"], row["tokens"]
-            assert tokens == (2 if name == "fused_pool mean" else 1)
-            label = f"| {name}{', 2 tokens' * (tokens == 2)} | {row['B']} | 64 | float32 |"
-            assert done.stdout.count(label) == 2
-        assert bench_report.NO_MEASUREMENT in done.stdout
-        assert report["machine"]["torch"] == torch.__version__
+    command = [sys.executable, "-m", "pyrerank", "bench", "kernels", *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert len(report["rows"]) == 2 * len(bench_kernels.KERNELS)
+    for row in report["rows"]:
+        for name in ("kernel_us", "eager_us", "eager_over_kernel", "share_of_floor"):
+            assert 0 < row[name]["q1"] <= row[name]["median"] <= row[name]["q3"]
+        assert row["counts"]["bytes"] == row["least_bytes"]
+        assert row["counts"]["launches"] == 1
+        name, tokens = row["kernel"], row["tokens"]
+        assert tokens == (2 if name == "fused_pool mean" else 1)
+        label = f"| {name}{', 2 tokens' * (tokens == 2)} | {row['B']} | 64 | float32 |"
+        assert done.stdout.count(label) == 2
+    assert bench_report.NO_MEASUREMENT in done.stdout
+    assert report["machine"]["torch"] == torch.__version__
 
 
 def test_the_plot_has_no_background(tmp_path: Path) -> None:

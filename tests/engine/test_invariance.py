@@ -19,7 +19,7 @@ from pyrerank.kernels import host as cpu
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        not cpu.runs(torch.zeros(1)), reason="installed without the kernels of csrc/cpu"
+        not cpu.takes(torch.zeros(1)), reason="installed without the kernels of csrc/cpu"
     ),
 ]
 

@@ -13,22 +13,22 @@ from torch import Tensor
 
 from pyrerank.devices import attention
 from pyrerank.engine.batch import pack
+from pyrerank.kernels import extension
 from pyrerank.kernels import host as cpu
-from pyrerank.kernels import ops
 from pyrerank.model import layers
 
 # half a unit in the last place, doubled for what float32 arithmetic moves across the middle
 ROUNDING = {torch.bfloat16: 2**-8, torch.float32: 2**-21}
 SIZES = st.one_of(st.integers(1, 40), st.sampled_from([127, 128, 1024, 1030]))
 
-pytestmark = pytest.mark.skipif(ops._C is None, reason="installed without a compiler")
+pytestmark = pytest.mark.skipif(extension._C is None, reason="installed without a compiler")
 
 
 @pytest.fixture(params=["this processor", "portable"], autouse=True, scope="module")
 def build(request: pytest.FixtureRequest) -> ModuleType:
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "portable":
-            patch.setattr(ops, "_C", load_strict())
+            patch.setattr(extension, "_C", load_strict())
         yield
 
 
@@ -286,8 +286,8 @@ def test_plain_torch_stands_in(dtype, monkeypatch):
         ]
 
     fused = run()
-    monkeypatch.setattr(ops, "_C", None)
-    assert not cpu.runs(x)
+    monkeypatch.setattr(extension, "_C", None)
+    assert not cpu.takes(x)
     for got, want in zip(fused, run(), strict=True):
         scale = want.abs().max().item()
         torch.testing.assert_close(got, want, rtol=0, atol=3 * ROUNDING[dtype] * scale)

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pyrerank import DeviceError
-from pyrerank.kernels import ops
+from pyrerank.kernels import extension, ops
+from pyrerank.kernels.calls import ELEMENTS_PER_THREAD, POOL_MODES
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 ROUNDING = {torch.bfloat16: 2**-8, torch.float16: 2**-10, torch.float32: 2**-23}
@@ -50,7 +51,7 @@ def test_operators_agree_with_their_twins(width: int, dtype: torch.dtype) -> Non
         got, ops.score_head_reference(hidden, index, gain, EPS, w, 0.5), strict=True
     ):
         assert_close(ours, twin)
-    for mode in ops.POOL_MODES:
+    for mode in POOL_MODES:
         for norm, dim, normalize in ((gain, None, True), (None, 7, False), (gain.float(), 9, True)):
             got = ops.fused_pool(hidden, cu, norm, EPS, mode, dim, normalize)
             twin = ops.fused_pool_reference(hidden, cu, norm, EPS, mode, dim, normalize)
@@ -67,7 +68,7 @@ def test_views_and_padded_buckets(data: st.DataObject) -> None:
     hidden = store.as_strided((tokens, width), (width + gap, 1), offset)
     cuts = sorted(data.draw(st.sets(st.integers(0, tokens), min_size=2)))
     cu = torch.tensor(cuts, dtype=torch.int32).repeat_interleave(2)[::2]  # not contiguous
-    mode = data.draw(st.sampled_from(ops.POOL_MODES))
+    mode = data.draw(st.sampled_from(POOL_MODES))
     gain = torch.rand(2 * width)[::2]
     got = ops.fused_pool(hidden, cu, gain, EPS, mode)
     assert_close(got, ops.fused_pool_reference(hidden, cu, gain, EPS, mode))
@@ -84,7 +85,7 @@ def test_a_twin_gives_nan_where_a_kernel_does() -> None:
     assert rows.isnan().all(1).tolist() == [False, True, True, False]
     _, logit = ops.score_head_reference(hidden, ids(0, -1, 4, 3), gain, EPS, gain)
     assert logit.isnan().tolist() == [False, True, True, False]
-    for mode in ops.POOL_MODES:
+    for mode in POOL_MODES:
         pooled = ops.fused_pool_reference(hidden, ids(0, 2, 2, 4, 5), gain, EPS, mode)
         assert pooled.isnan().all(1).tolist() == [False, True, False, True]
 
@@ -113,7 +114,7 @@ def test_threads_do_not_change_a_bit() -> None:
     width = 4096
     hidden, gain, w = torch.randn(400, width).bfloat16(), torch.rand(width), torch.randn(width)
     index, before = torch.arange(400, dtype=torch.int32), torch.get_num_threads()
-    assert hidden.numel() > 3 * ops.ELEMENTS_PER_THREAD
+    assert hidden.numel() > 3 * ELEMENTS_PER_THREAD
     try:
         torch.set_num_threads(1)
         one = ops.score_head(hidden, index, gain, EPS, w)
@@ -218,7 +219,7 @@ def test_results_are_nan_until_a_kernel_has_written_them(monkeypatch: pytest.Mon
         def __getattr__(self, name: str) -> object:
             return lambda *addresses, **sizes: None
 
-    monkeypatch.setattr(ops, "_C", Silent())
+    monkeypatch.setattr(extension, "_C", Silent())
     results = [
         ops.last_token_gather(HIDDEN, CU),
         *ops.score_head(HIDDEN, INDEX, GAIN, EPS, GAIN),
@@ -252,13 +253,13 @@ def test_kernels_for_an_npu_that_do_not_load_are_an_error(monkeypatch: pytest.Mo
     def broken(name: str) -> object:
         raise ImportError("libascendcl.so: cannot open shared object file")
 
-    ops.npu_kernels.cache_clear()
-    monkeypatch.setattr(ops, "import_module", broken)
+    extension.npu_kernels.cache_clear()
+    monkeypatch.setattr(extension, "import_module", broken)
     with pytest.raises(DeviceError, match=r"libascendcl.so.*source the set_env.sh.*reinstall"):
-        ops.npu_kernels()
+        extension.npu_kernels()
     monkeypatch.undo()
-    assert ops.npu_kernels() is ops._C, "nothing was built with CANN here"
-    ops.npu_kernels.cache_clear()
+    assert extension.npu_kernels() is extension._C, "nothing was built with CANN here"
+    extension.npu_kernels.cache_clear()
 
 
 def test_without_an_extension_ids_are_checked_as_well() -> None:
@@ -267,8 +268,8 @@ import sys
 sys.modules["pyrerank._C"] = None
 import torch
 from pyrerank import DeviceError
-from pyrerank.kernels import ops
-assert ops._C is None
+from pyrerank.kernels import extension, ops
+assert extension._C is None
 hidden, gain, index = torch.ones(4, 32), torch.ones(32), torch.tensor([0, 4], dtype=torch.int32)
 assert not ops.score_head(hidden, index[:1], gain, 1e-6, gain)[0].isnan().any()
 try:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pyrerank.kernels import ops
+from pyrerank.kernels.calls import POOL_MODES
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 LENGTHS = [3, 1, 40, 7]
@@ -22,7 +23,7 @@ def calls(hidden, cu_seqlens, index, norm_weight, w) -> dict[str, object]:
     """Every operator in every mode, by name, still to be called."""
     score = (hidden, index, norm_weight, 1e-6, w, 0.5)
     pool = (hidden, cu_seqlens, norm_weight, 1e-6)
-    modes = {f"pool {mode}": (*pool, mode) for mode in ops.POOL_MODES}
+    modes = {f"pool {mode}": (*pool, mode) for mode in POOL_MODES}
     return {
         "gather spans": lambda m: m("last_token_gather")(hidden, cu_seqlens),
         "gather index": lambda m: m("last_token_gather")(hidden, index=index),

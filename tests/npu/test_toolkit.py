@@ -1,5 +1,6 @@
 """The npu target over the simulated toolkit: built by setup.py for both generations of CANN, run by
-pyrerank/ops.py on simulated NPUs; and on the host's processor, with CANN's libraries and without.
+pyrerank/kernels/ops.py on simulated NPUs; and on the host's processor, with CANN's libraries and
+without.
 """
 
 import ctypes

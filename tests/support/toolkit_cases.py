@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from pyrerank import _C, Reranker
-from pyrerank.kernels import ops
+from pyrerank.kernels import extension, ops
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # of the stored result: one rounding, and sums in another order
@@ -82,7 +82,7 @@ def values() -> None:
     from pyrerank import _C_npu
 
     print(_C_npu.build_info())
-    assert ops.npu_kernels() is _C_npu
+    assert extension.npu_kernels() is _C_npu
     for device in ("npu:1", "npu:0"):
         for dtype in DTYPES:
             batch = Batch(dtype, device)
@@ -127,7 +127,7 @@ def host() -> None:
     scores("cpu")
     assert "pyrerank._C_npu" not in sys.modules
     try:
-        ops.npu_kernels()
+        extension.npu_kernels()
         print("the kernels for the NPU load")
     except RuntimeError as error:
         print(type(error).__name__, error)
