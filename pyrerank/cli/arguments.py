@@ -1,4 +1,7 @@
-"""The arguments of the command line.  Imports no torch: ``--help`` is quick."""
+"""The arguments of the command line.
+
+This module knows nothing of what commands do.  It imports no torch, so ``--help`` is quick.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,7 @@ DEVICE = "cpu, npu[:N] or cuda[:N] (default: the best there is)"
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser; ``command`` of what it parses is the command's name."""
+    """Makes the parser of the whole command line; it parses the command's name as ``command``."""
     style = argparse.RawDescriptionHelpFormatter
     whole = argparse.ArgumentParser(
         "pyrerank",

@@ -1,4 +1,4 @@
-"""Rankings as lines of a terminal."""
+"""Prints rankings and warnings on a terminal.  It knows nothing of models or commands."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any
 
 
 def print_scores(results: Iterable[tuple[int, float]], documents: list[Any]) -> None:
-    """A line each: the score, the document's number, and what fits of the document.
+    """Prints a line for each result: the score, the document's number, and as much of the document
+    as the line has room for.
 
-    results: numbers of documents, and their scores.
-    documents: contents, in the form that JSON gives them.
+    Args:
+        results: pairs of a document's number and its score.
+        documents: contents, in the form that JSON gives them.
     """
     width = shutil.get_terminal_size((100, 0)).columns - 17
     for index, score in results:
@@ -21,11 +23,11 @@ def print_scores(results: Iterable[tuple[int, float]], documents: list[Any]) -> 
 
 
 def in_words(document: str | dict[str, Any]) -> str:
-    """A document as words: its text, after its pictures' names in brackets."""
+    """Describes a document by the names of its pictures, in brackets, followed by its text."""
     if isinstance(document, str):
         return document
     names = [name for kind in ("video", "image") for name in _leaves(document.get(kind))]
-    # of a data: URI what it is, not what it holds
+    # A data: URI is shortened to its media type, because its data would fill the terminal.
     names = [n.partition(",")[0] if n[:5].lower() == "data:" else n for n in names]
     return " ".join([*(f"[{name}]" for name in names), *_leaves(document.get("text"))])
 
@@ -36,14 +38,14 @@ def show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 
 def _leaves(value: Any) -> list[str]:
-    """What a value, or a list of values or lists, or None, holds."""
+    """The values in nested lists; a value that is no list is the only one, and None is none."""
     if isinstance(value, list):
         return [leaf for inner in value for leaf in _leaves(inner)]
     return [] if value is None else [value]
 
 
 def _clip(text: str, width: int) -> str:
-    """The text on one line of at most ``width`` columns; Chinese characters take two."""
+    """Shortens a text to one line of ``width`` columns, of which Chinese characters take two."""
     text = " ".join(text.split())
     columns = 0
     for end, char in enumerate(text):

@@ -1,4 +1,7 @@
-"""``pyrerank info``: what is installed, what was built, what was found, what an NPU would need."""
+"""``pyrerank info`` reports what is installed, which devices there are, and what an NPU would need.
+
+It works where torch or the extension does not import, and says why.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from pyrerank.devices.versions import cann_home, cann_version, installed, packag
 
 
 def report() -> str:
-    """The report, one ``name: value`` a line.  Imports what it reports on, and survives it."""
+    """Returns the report, a line ``name: value`` for each fact."""
     lines = [f"python: {platform.python_version()} ({platform.platform()})"]
     lines += [f"{name}: {version}" for name, version in packages().items()]
     missing: list[str] = []
@@ -58,7 +61,7 @@ def _cann(missing: list[str]) -> list[str]:
 
 def _devices(missing: list[str]) -> list[str]:
     try:
-        # imports torch_npu as well where it is installed, and fails as it does
+        # Where torch_npu is installed, torch imports it, and fails if it fails.
         import torch
     except Exception as error:
         missing.append("a torch that imports")

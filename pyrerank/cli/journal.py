@@ -1,7 +1,9 @@
-"""What an output holds, written beside it: ``--resume`` never mixes the results of two runs.
+"""The journal of an output, with which ``--resume`` goes on after an interruption.
 
-Beside ``OUTPUT`` lies ``OUTPUT.resume``, JSON lines: the first says what the run was, each further
-one that the results of a chunk of input lines are on the disk.  Knows nothing of what results are.
+The journal of ``OUTPUT`` is the file ``OUTPUT.resume`` beside it.  Its first line holds the
+settings that the results depend on, so that results of different settings never get into one
+output.  Each further line says that the results of a chunk of input lines are on the disk.  This
+module knows nothing of what results are.
 """
 
 from __future__ import annotations
@@ -21,13 +23,13 @@ from pyrerank.weights.checkpoint import Checkpoint
 
 @dataclass(frozen=True)
 class Entry:
-    """A chunk of input lines that was worked.
+    """A chunk of input lines whose results are in the output.
 
     Attributes:
         line: the number of its last input line.
         input: the digest of its input lines.
         size: how many bytes its results have.
-        output: their digest.
+        output: the digest of its results.
         errors: how many of its lines are in error.
         cut: how many of its prompts were cut to the model's limit.
     """
@@ -41,20 +43,20 @@ class Entry:
 
 
 class Journal:
-    """The file ``OUTPUT.resume``; a context manager.
+    """The file ``OUTPUT.resume``, as a context manager.
 
-    Of an output that holds anything, what the journal does not know is cut off: those results are
+    If the output holds results that the journal does not know, they are removed, and will be
     computed again.
 
     Args:
-        path: the output's.
+        path: the path of the output.
         output: the output, open for reading and writing; its results begin at byte ``start``.
-        settings: what the results depend on besides the input, JSON values by the names that
-            messages call them.
+        settings: the settings that the results depend on besides the input, as JSON values by the
+            names that messages call them.
 
     Raises:
-        ValueError: the output holds results, and they are of a run with other settings, or nobody
-            knows of which, or they were changed since.
+        ValueError: the output holds results, and these were made with other settings, or have no
+            journal that says with which, or were changed since.
     """
 
     def __init__(
@@ -62,8 +64,8 @@ class Journal:
     ) -> None:
         self._path = path
         self._output = output
-        # chunks to come whose results are there, each with where it ends in the journal
-        self._kept: deque[tuple[Entry, int]] = deque()
+        # the chunks to come whose results are there, each with the byte where its entry ends
+        self._done: deque[tuple[Entry, int]] = deque()
         file = path_beside(path)
         if not output.seek(0, os.SEEK_END):
             self._file = file.open("w+b")
@@ -89,40 +91,44 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def kept(self, line: int, digest: str) -> Entry | None:
-        """The entry of the next chunk, which ends with ``line``; None if it has to be worked.
+    def next(self, line: int, digest: str) -> Entry | None:
+        """Returns the entry of the next chunk, or None if the chunk has no results yet.
+
+        Args:
+            line: the number of the chunk's last line.
+            digest: the digest of the chunk.
 
         Raises:
-            ValueError: the output answers other lines.
+            ValueError: the output answers other lines than these.
         """
-        if not self._kept:
+        if not self._done:
             return None
-        entry, end = self._kept[0]
+        entry, end = self._done[0]
         if (entry.line, entry.input) == (line, digest):
-            self._kept.popleft()
+            self._done.popleft()
             self._end = end
             self._size += entry.size
             return entry
-        if len(self._kept) > 1 or line <= entry.line:
+        if len(self._done) > 1 or line <= entry.line:
             raise ValueError(
                 f"{self._path} answers other lines than the input has, up to line {entry.line}; "
                 "give the same input, to which lines may have been added, or another output file"
             )
-        self._kept.clear()  # the last chunk has become longer
+        self._done.clear()  # lines were added to the last chunk
         self._cut(self._end, self._size)
         return None
 
     def add(self, entry: Entry) -> None:
-        """Notes a chunk, as soon as its results, which were written, are on the disk."""
+        """Notes a chunk whose results were written, once they are on the disk."""
         os.fsync(self._output.fileno())
         self._write(asdict(entry))
 
     def check_end(self) -> None:
-        """Raises ValueError unless the input had all lines that the output answers."""
-        if self._kept:
+        """Raises ValueError if the output answers more lines than the input had."""
+        if self._done:
             raise ValueError(
                 f"{self._path} answers more lines than the input has, up to line "
-                f"{self._kept[-1][0].line}; give the whole input, or another output file"
+                f"{self._done[-1][0].line}; give the whole input, or another output file"
             )
 
     def _read(self, settings: Mapping[str, Any], start: int) -> None:
@@ -149,7 +155,7 @@ class Journal:
             try:
                 entry = Entry(**json.loads(raw))
             except (ValueError, TypeError):
-                break  # here the process was killed
+                break  # the process was killed while it wrote this entry
             data = self._output.read(entry.size)
             if len(data) < entry.size or not raw.endswith(b"\n"):
                 break
@@ -160,11 +166,11 @@ class Journal:
                 )
             end += len(raw)
             size += entry.size
-            self._kept.append((entry, end))
+            self._done.append((entry, end))
         self._cut(end, size)
 
     def _cut(self, end: int, size: int) -> None:
-        """Forgets what follows byte ``end``, then cuts the output to its first ``size`` bytes."""
+        """Cuts the journal to its first ``end`` bytes, then the output to its first ``size``."""
         self._file.seek(end)
         self._file.truncate()
         os.fsync(self._file.fileno())
@@ -177,7 +183,7 @@ class Journal:
 
 
 def path_beside(output: Path) -> Path:
-    """The path of an output's journal.  Raises ValueError if what is there is none."""
+    """The path of an output's journal.  Raises ValueError if another file is there."""
     path = output.with_name(output.name + ".resume")
     if path.exists() and not (path.is_file() and path.read_bytes()[:1] in (b"", b"{")):
         raise ValueError(f"{path} is in the way, and not of pyrerank; name another output file")
@@ -185,13 +191,16 @@ def path_beside(output: Path) -> Path:
 
 
 def digest_of(data: bytes) -> str:
-    """32 hexadecimal digits that name ``data``."""
+    """Returns 32 hexadecimal digits that identify ``data``."""
     return blake2b(data, digest_size=16).hexdigest()
 
 
 def identity(checkpoint: Checkpoint) -> str:
-    """Names a checkpoint by what is in its files, wherever they lie: all of the settings beside the
-    weights, and of each tensor its name, its shape, and its first 4 KiB."""
+    """Identifies a checkpoint by what its files hold, wherever they lie.
+
+    These are all settings beside the weights, and the name, the shape and the first 4 KiB of each
+    tensor.
+    """
     hashed = blake2b(digest_size=16)
     folder = checkpoint.path
     names = ("*.json", "*/*.json", "*.jinja", "*/*.jinja")

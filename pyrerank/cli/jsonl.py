@@ -1,8 +1,8 @@
-"""JSON lines in, results out: streaming, resumable, one bad line never stops the others.
+"""Answers JSON lines, one after the other, so that a bad line never stops the others.
 
-`process` takes each line through a task (`ScoreTask`, `EmbedTask`) to an output of
-`pyrerank.cli.outputs`, and notes in a `pyrerank.cli.journal` what is done; none of them knows of
-another.
+`process` takes each line through a task (`ScoreTask`, `EmbedTask`), writes the answer to an output
+of `pyrerank.cli.outputs`, and notes in a `pyrerank.cli.journal` what is done.  Tasks, outputs and
+journals know nothing of each other.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from pyrerank.embedder import Embedder
     from pyrerank.reranker import Reranker
 
-# Pairs or inputs run and written together: the most that an interruption costs.  Chunks are cut by
-# the input alone, so a resumed run forms the same batches, and the same bits, as an unbroken one.
+# A chunk has about so many pairs or inputs, which are computed and written together; an
+# interruption costs no more than a chunk.  The input alone decides where chunks end, so work that
+# is resumed makes the same passes, and results of the same bits, as work that was never
+# interrupted.
 CHUNK = 64
 
 FIELDS = ("query", "document", "documents", "instruction", "id")
@@ -35,8 +37,12 @@ FIELDS = ("query", "document", "documents", "instruction", "id")
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the input: its object, the record that answers it so far, which has an ``error``
-    if the line is bad, and the digest of its bytes.
+    """One line of the input.
+
+    Attributes:
+        record: what the output says of the line so far; it has an ``error`` if the line is bad.
+        item: the object that the line holds; empty if the line is bad.
+        digest: the digest of the line's number and bytes.
     """
 
     record: dict[str, Any]
@@ -46,8 +52,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Done:
-    """What became of an input: how many of its lines are in ``error``, and how many prompts were
-    ``cut`` to the model's limit.
+    """What became of an input.
+
+    Attributes:
+        errors: how many of its lines are in error.
+        cut: how many of its prompts were cut to the model's limit.
     """
 
     errors: int
@@ -56,12 +65,16 @@ class Done:
 
 @dataclass(frozen=True)
 class ScoreTask:
-    """Lines with ``query``, ``document`` (a content) or ``documents`` (a list of contents),
-    optionally ``instruction`` and ``id``.
+    """Scores the pairs of lines.
 
-    query: a content, for lines that have no query; None: they are in error.
-    ranked: lines must have ``documents``; results are sorted, the ``top_n`` first are kept, and
-        they carry their documents.
+    A line has a ``query``, a ``document`` (a content) or ``documents`` (a list of contents), and
+    optionally an ``instruction`` and an ``id``.
+
+    Attributes:
+        query: the query, a content, of lines that have none; if it is None, they are in error.
+        ranked: whether lines must have ``documents``, whose results are sorted and hold their
+            documents.
+        top_n: how many results of a ranked line are written; None stands for all.
     """
 
     engine: Reranker
@@ -75,7 +88,11 @@ class ScoreTask:
             raise ValueError(f"top_n must be a positive int or None, got {self.top_n}")
 
     def read(self, item: dict[str, Any], reader: Reader) -> dict[str, Any]:
-        """The pairs of a line, by their names.  Raises TypeError or ValueError for a bad one."""
+        """Reads the pairs of a line, by the names that messages call them.
+
+        Raises:
+            TypeError, ValueError: the line is bad.
+        """
         unknown = sorted(item.keys() - set(FIELDS))
         if unknown:
             raise ValueError(f"unknown field {unknown[0]!r}; a line has {', '.join(FIELDS)}")
@@ -94,7 +111,7 @@ class ScoreTask:
             name: self.engine.pair(name, query, document, item.get("instruction"), reader)
             for name, document in documents.items()
         }
-        if self.ranked:  # they are echoed, and not all of what they hold is text to score
+        if self.ranked:  # answers repeat whole documents, of which `pair` has checked only a part
             for name, document in documents.items():
                 check_text(name, json.dumps(document, ensure_ascii=False))
         return pairs
@@ -111,9 +128,12 @@ class ScoreTask:
 
 @dataclass(frozen=True)
 class EmbedTask:
-    """Lines that are documents (see `content_of`), optionally with ``instruction`` and ``id``.
+    """Makes a vector of each line.
 
-    instruction: for lines that have none.
+    A line is a document (see `content_of`), and has optionally an ``instruction`` and an ``id``.
+
+    Attributes:
+        instruction: the instruction of lines that have none.
     """
 
     engine: Embedder
@@ -121,8 +141,12 @@ class EmbedTask:
     instruction: str | None = None
 
     def read(self, item: dict[str, Any], reader: Reader) -> dict[str, Any]:
-        """The input of a line, by its name.  Raises TypeError or ValueError for a bad one."""
-        instruction = item.get("instruction", self.instruction)  # null: none
+        """Reads the input of a line, by the name that messages call it.
+
+        Raises:
+            TypeError, ValueError: the line is bad.
+        """
+        instruction = item.get("instruction", self.instruction)  # a line's null asks for none
         content = content_of(item, "instruction")
         return {"input": self.engine.input("input", content, instruction, reader)}
 
@@ -144,23 +168,22 @@ def process(
     total: int | None = None,
     progress: bool | None = None,
 ) -> Done:
-    """Works through the lines of ``source``.
+    """Answers the lines of ``source``, and reports on stderr each error that is new in ``output``.
 
     Args:
-        task: what a line asks for.
-        source: the input's lines.
-        output: where the answers go.
-        journal: of the output; None where there is none, and nothing is kept.
-        total: number of input lines, for the progress bar.
+        task: reads and answers a line.
+        source: the lines of the input.
+        output: gets the answers.
+        journal: the journal of the output; None if the output cannot be resumed.
+        total: how many lines the input has, for the progress bar.
         progress: as in `Reranker.score`.
 
     Returns:
-        What became of the lines; each error that was not in ``output`` before is reported on
-        stderr.
+        How many lines are in error, and how many prompts were cut.
 
     Raises:
-        ValueError: ``output`` answers other lines.
-        DeviceError: the device failed; what was written is kept.
+        ValueError: ``output`` answers other lines than those of ``source``.
+        DeviceError: the device failed; answers that were written stay there.
     """
     errors = cut = 0
     hide = None if progress is None else not progress
@@ -168,7 +191,7 @@ def process(
         for chunk in _chunks(_lines(source)):
             last = chunk[-1].record["line"]
             digest = digest_of("".join(line.digest for line in chunk).encode())
-            entry = journal.kept(last, digest) if journal is not None else None
+            entry = journal.next(last, digest) if journal is not None else None
             if entry is None:
                 records, short = _records(task, chunk)
                 data = output.write(records)
@@ -187,8 +210,8 @@ def process(
 
 
 def _records(task: ScoreTask | EmbedTask, chunk: list[Line]) -> tuple[list[dict[str, Any]], int]:
-    """The whole records of a chunk's lines, and how many of their prompts were cut."""
-    reader = Reader(task.media)  # a picture of several lines is read once
+    """Answers a chunk: returns the records of its lines, and how many prompts were cut."""
+    reader = Reader(task.media)  # one for all lines, so that it reads a picture of several once
     work = [_read(task, line, reader) for line in chunk]
     outcomes = _outcomes(task, [one for _, inputs in work for one in inputs.values()])
     records, cut = [], 0
@@ -205,7 +228,7 @@ def _records(task: ScoreTask | EmbedTask, chunk: list[Line]) -> tuple[list[dict[
 
 
 def _outcomes(task: ScoreTask | EmbedTask, inputs: list[Any]) -> dict[Any, Any]:
-    """The result of each pair or input, or what is wrong with it, a str."""
+    """Returns the result of each pair or input, or a str that says what is wrong with it."""
     engine: Any = task.engine
     try:
         return {
@@ -215,18 +238,18 @@ def _outcomes(task: ScoreTask | EmbedTask, inputs: list[Any]) -> dict[Any, Any]:
     except (OutOfMemory, MemoryError) as error:
         if len(inputs) == 1:
             return {inputs[0]: str(error) or "there is too little memory for it"}
-        apart: dict[Any, Any] = {}  # so that one that is too large stops no other
+        apart: dict[Any, Any] = {}  # one that is too large must not stop the others
         for one in inputs:
             apart |= _outcomes(task, [one])
         if all(isinstance(outcome, str) for outcome in apart.values()):
-            raise  # it is no fault of theirs
+            raise  # the fault is not theirs
         return apart
 
 
 def _read(
     task: ScoreTask | EmbedTask, line: Line, reader: Reader
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The record of a line so far, and its pairs or inputs by their names."""
+    """Reads a line: returns its record so far, and its pairs or inputs by their names."""
     if "error" in line.record:
         return line.record, {}
     try:
@@ -254,7 +277,7 @@ def _lines(source: Iterable[bytes]) -> Iterator[Line]:
 
 
 def _words(error: Exception) -> str:
-    """An error as a message; of one that was not foreseen, its kind too."""
+    """The message of an error; it begins with the class of an error that was not foreseen."""
     if isinstance(error, (ValueError, TypeError, ImportError)):
         return str(error)
     return f"{type(error).__name__}: {error}"

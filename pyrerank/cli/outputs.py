@@ -1,7 +1,8 @@
-"""Outputs: where the answers to lines go, chunk by chunk.
+"""The outputs, to which the answers to lines are written, chunk by chunk.
 
-Each has `START`, the byte at which its results begin, and `write`, which writes the next chunk's
-behind those that are there and returns their bytes.
+Each class has `START`, the byte of the file at which results begin, and `write`, which appends the
+results of the next chunk and returns the bytes that it appended.  Outputs know nothing of the
+input.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ import numpy as np
 
 from pyrerank.embedder import numbers
 
-HEADER = 128  # bytes of an npy file's, for any number of rows
+HEADER = 128  # bytes of the header of an npy file, which leaves room for any number of rows
 
 
 class JsonLines:
-    """A record a line: the number of the input line, its ``id``, and its answer or ``error``.
+    """Writes a record for each line: its number, its ``id``, and its answer or its ``error``.
 
     Args:
-        file: binary, at its end; a pipe will do.  It is flushed after each chunk.
+        file: a binary file at its end, or a pipe.  It is flushed after each chunk.
     """
 
     START = 0
@@ -31,7 +32,7 @@ class JsonLines:
         self._file = file
 
     def write(self, records: list[dict[str, Any]]) -> bytes:
-        """Writes the next chunk's results."""
+        """Writes the results of the next chunk and returns their bytes."""
         data = b"".join(map(_dump, records))
         self._file.write(data)
         self._file.flush()
@@ -39,13 +40,13 @@ class JsonLines:
 
 
 class NpyRows:
-    """Vectors as the rows of an npy file, float32 [lines, dim], NaN for a line in error.
+    """Writes vectors as the rows of an npy file, float32 [lines, dim], with NaN for lines in error.
 
-    `numpy.load` reads it after each chunk.
+    `numpy.load` can read the file after each chunk.
 
     Args:
-        file: open for reading and writing: new, or with rows of this ``dim``.
-        dim: numbers a vector.
+        file: open for reading and writing; it is empty, or holds rows of this ``dim``.
+        dim: how many numbers a vector has.
     """
 
     START = HEADER
@@ -56,13 +57,13 @@ class NpyRows:
         self._write_header()
 
     def write(self, records: list[dict[str, Any]]) -> bytes:
-        """Writes the next chunk's results."""
+        """Writes the results of the next chunk and returns their bytes."""
         rows = np.full((len(records), self._dim), np.nan, "<f4")
         for row, record in zip(rows, records, strict=True):
             row[:] = record.get("embedding", np.nan)
         self._file.seek(0, os.SEEK_END)
         self._file.write(rows.tobytes())
-        self._write_header()  # last, so that it never promises more rows than are there
+        self._write_header()  # comes last, so that it never promises more rows than there are
         return rows.tobytes()
 
     def _write_header(self) -> None:
@@ -78,5 +79,5 @@ class NpyRows:
 
 def _dump(record: dict[str, Any]) -> bytes:
     text = json.dumps(record, ensure_ascii=False, allow_nan=False, default=numbers)
-    # a message may quote what is not Unicode; answers do not
+    # Messages of errors may quote lone surrogates, which UTF-8 cannot hold; answers have none.
     return text.encode("utf-8", "replace") + b"\n"

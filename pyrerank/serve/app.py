@@ -1,4 +1,7 @@
-"""The application: paths, what they take and give, and examples of both."""
+"""The application: which path takes which request, and examples for its documentation.
+
+It knows HTTP and the wire formats; answers come from `pyrerank.serve.service`.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +68,7 @@ Visiting = Annotated[Visit, Depends(_visit)]
 
 
 def build(service: Service, settings: Settings, metrics: Metrics) -> ASGIApp:
-    """The application that answers with ``service``."""
+    """Makes the application, whose answers come from ``service``."""
     app = FastAPI(title="pyrerank", version=__version__, docs_url=None, redoc_url=None)
     handle_errors(app)
 
@@ -96,11 +99,11 @@ def build(service: Service, settings: Settings, metrics: Metrics) -> ASGIApp:
         return Response(status_code=200 if service.scheduler.works(settings.timeout) else 503)
 
     async def version() -> wire.Version:
-        """Of pyrerank."""
+        """The version of pyrerank."""
         return wire.Version(version=__version__)
 
     async def show_metrics() -> Response:
-        """Prometheus's text format."""
+        """The metrics, in Prometheus's text format."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     answers: dict[str, Any] = {"response_model_exclude_unset": True, "responses": ERRORS}
@@ -140,7 +143,7 @@ def _file(name: str, kind: str) -> Callable[[], Awaitable[Response]]:
 
 
 def _id(visit: Visit, body: wire.Request) -> str:
-    """The id of an answer: a header's goes before the body's."""
+    """The id of an answer; that of the header goes before that of the body."""
     if not visit.named and body.request_id:
         visit.id = body.request_id
     return visit.id

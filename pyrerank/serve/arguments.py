@@ -1,4 +1,7 @@
-"""The arguments of ``pyrerank serve``."""
+"""The arguments of ``pyrerank serve``.
+
+This module imports no torch and no part of the server, so the command line can import it at once.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ LIMITS = {
 
 
 def parser() -> argparse.ArgumentParser:
-    """What is not about the model, which other commands have too."""
+    """Makes a parser of the arguments that only ``pyrerank serve`` has."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to bind to (default: %(default)s)"

@@ -1,4 +1,7 @@
-"""The process of ``pyrerank serve``: loads a model, serves it, and ends in order."""
+"""The process of ``pyrerank serve``: it loads a model, serves it, and ends in order.
+
+This module puts the parts of the server together, and knows nothing of single requests.
+"""
 
 from __future__ import annotations
 
@@ -29,16 +32,18 @@ log = logging.getLogger("pyrerank.serve")
 
 
 def serve(args: argparse.Namespace, media: Media) -> int:
-    """Serves until SIGTERM or SIGINT, then answers what is there.
+    """Serves until SIGTERM or SIGINT, then answers the requests that are here, and returns.
 
     Args:
-        args: of the command line.
-        media: how pictures are read.
+        args: the parsed command line.
+        media: says how pictures are read.
 
     Returns:
         The exit status.
 
-    Raises: as `Reranker`; OSError: the address cannot be bound to, or a file not be read.
+    Raises:
+        OSError: the address cannot be bound to, or a file cannot be read.
+        Other errors: as `Reranker`.
     """
     settings = Settings(
         names=tuple(args.served_model_name or [args.model]),
@@ -47,7 +52,7 @@ def serve(args: argparse.Namespace, media: Media) -> int:
         page=args.page,
         **{name: getattr(args, name) for name in LIMITS},
     )
-    # Tokenizers would take all cores, which an engine on a CPU needs, for each text that is read.
+    # Tokenizers would use all cores for each text, and an engine on the CPU needs them.
     os.environ.setdefault("RAYON_NUM_THREADS", "2")
     checkpoint = open_checkpoint(args.model)
     embeds = _task(checkpoint, args) == "embed"
@@ -64,7 +69,7 @@ def serve(args: argparse.Namespace, media: Media) -> int:
         metrics = Metrics()
         scheduler = Scheduler(load, settings.batch_wait, metrics.passed)
         metrics.watch(scheduler)
-        default = args.instruction if embeds else None  # a reranker has it itself
+        default = args.instruction if embeds else None  # a reranker holds it itself
         service = Service(scheduler, settings, media, args.model, default)
         host, port = bound.getsockname()[:2]
         at = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -73,7 +78,8 @@ def serve(args: argparse.Namespace, media: Media) -> int:
         log.info("%s serves %s on %s", at, settings.names[0], scheduler.engine.device)
         if not settings.api_keys and not host.startswith(("127.", "::1")):
             log.warning("no API key is asked for, and %s may be open to others", host)
-        # uvicorn drains, then sends itself the signal again; this process ends by itself
+        # After its drain, uvicorn sends itself the signal again, which would end the process before
+        # the lines below do it in order.
         signal.signal(signal.SIGTERM, lambda *_: None)
         try:
             server.run([bound])
@@ -84,7 +90,7 @@ def serve(args: argparse.Namespace, media: Media) -> int:
 
 
 def _task(checkpoint: Checkpoint, args: argparse.Namespace) -> str:
-    """What it is for: "score" or "embed"."""
+    """What the checkpoint is served for: "score" or "embed"."""
     if args.task is not None:
         return str(args.task)
     if checkpoint.task is not None:
@@ -109,7 +115,7 @@ def _keys(file: str | None) -> tuple[str, ...]:
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """A socket that is bound and refuses connections, as long as nobody listens."""
+    """Binds a socket, which refuses connections until somebody listens on it."""
     [(family, kind, protocol, _, address), *_] = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )
@@ -124,7 +130,7 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 def _log_to_stderr() -> None:
-    """The access log as it is; what the server says, with its level."""
+    """Logs to stderr: the access log as it is, and other messages with their levels."""
     for name, form in (("pyrerank.access", "%(message)s"), ("", "%(levelname)s: %(message)s")):
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter(form))

@@ -1,4 +1,7 @@
-"""Contents of the wire: what a `pyrerank.media.reader.Reader` takes, and how they are echoed."""
+"""Contents in the wire formats: makes them what a `Reader` takes, measures them, and echoes them.
+
+This module knows nothing of engines or of threads.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,15 @@ from pyrerank.serve.wire import RerankDocument
 
 
 def content(value: Any) -> Any:
-    """A content for `Reader`: of an object, what is under ``content``, or its text and pictures;
-    other fields of it are the caller's own.  Raises ValueError where it has none of these, or both
-    a content and one of the others, or a field that other servers heed there."""
+    """Makes a content that `Reader` takes from one of the wire.
+
+    An object has its content under ``content``, or under ``text``, ``image`` and ``video``; other
+    fields are the caller's own.
+
+    Raises:
+        ValueError: an object has none of these fields, or ``content`` and one of the others, or
+            has a field that other servers would heed.
+    """
     if not isinstance(value, dict) or value.get("type") in KINDS:
         return value
     if value.get("instruction"):
@@ -28,17 +37,17 @@ def content(value: Any) -> Any:
 
 
 def several(value: Any) -> list[Any]:
-    """One content, or a list of contents, as a list."""
+    """Makes a list of a value that is one content or a list of contents."""
     return value if isinstance(value, list) and not is_parts(value) else [value]
 
 
 class Size(NamedTuple):
-    """How much is to be read.
+    """How much there is to read.
 
     Attributes:
-        characters: of text.
-        pictures: images, videos and frames.
-        fetched: those of them that other hosts have.
+        characters: how many characters of text.
+        pictures: how many images, videos and frames.
+        fetched: how many of these are to be fetched from other hosts.
     """
 
     characters: int = 0
@@ -49,13 +58,13 @@ class Size(NamedTuple):
 def size(value: Any) -> Size:
     """The size of a content or a conversation, whether or not it can be read."""
     characters = pictures = fetched = 0
-    texts, visuals = [value], []  # no recursion: it may be nested deep
+    texts, visuals = [value], []  # no recursion, because values may be nested deep
     while texts:
         each = texts.pop()
         if isinstance(each, str):
             characters += len(each)
         elif isinstance(each, list):
-            texts += [one for one in each if isinstance(one, (str, dict))]  # no tokens
+            texts += [one for one in each if isinstance(one, (str, dict))]  # token ids have no size
         elif isinstance(each, dict):
             texts += [each.get("content"), each.get("text")]
             visuals += [each.get(kind) for kind in KINDS if kind != "text"]
@@ -71,10 +80,13 @@ def size(value: Any) -> Size:
 
 
 def conversation(messages: Any, name: str) -> tuple[str | None, Any]:
-    """Instruction and content of a conversation: the system's text if there is one, and what the
-    user says; an empty answer may follow.
+    """Returns the instruction and the content of a conversation.
 
-    Raises: BadRequest, for any other conversation.
+    The text of the system, if there is one, is the instruction, and what the user says is the
+    content; an empty answer may follow.
+
+    Raises:
+        BadRequest: the conversation has another form.
     """
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         raise BadRequest(f"{name} must be a list of messages with 'role' and 'content'", name)
@@ -95,7 +107,7 @@ def conversation(messages: Any, name: str) -> tuple[str | None, Any]:
 
 
 def _text(value: Any) -> str | None:
-    """The text of a message without pictures; None of any other."""
+    """The text of a message; None if the message holds anything else than text."""
     if isinstance(value, list):
         texts: list[str] = [
             part["text"]
@@ -107,8 +119,10 @@ def _text(value: Any) -> str | None:
 
 
 def echo(document: Any, whole: bool) -> RerankDocument:
-    """A document for an answer: its text, or its parts if it has pictures, whose data: URIs lose
-    their data unless ``whole``."""
+    """Makes the document of an answer from that of a request.
+
+    It is a text, or parts if there are pictures.  Unless ``whole``, data: URIs lose their data.
+    """
     given = content(document)
     if isinstance(given, dict):
         if not size(given)[1]:
@@ -129,9 +143,9 @@ def _without_data(text: str) -> str:
 
 
 def _strings(value: Any, change: Callable[[str], str]) -> Any:
-    """A copy of a JSON value, with all strings changed that are not under "text".
+    """Copies a JSON value and changes all strings in it that are not under "text".
 
-    Strings that nobody reads may hold what no answer can: lone surrogates.
+    It also replaces lone surrogates, which answers cannot hold; a text that has some was refused.
     """
     if isinstance(value, str):
         return change(value).encode(errors="replace").decode()

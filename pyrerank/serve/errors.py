@@ -1,4 +1,7 @@
-"""Errors as answers: OpenAI's object, with the classes and status codes of vLLM's server."""
+"""Makes answers of errors: OpenAI's object, with the classes and status codes of vLLM's server.
+
+It knows errors only, and neither requests nor engines.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,13 @@ from starlette.exceptions import HTTPException
 
 from pyrerank.errors import DeviceError, EngineClosed, NonFiniteScore
 
-LONGEST = 2000  # characters of a message, which may quote the request
+LONGEST = 2000  # characters of a message; it may quote the request
 
 log = logging.getLogger("pyrerank.serve")
 
 
 class BadRequest(ValueError):
-    """A request that cannot be answered; ``param`` is the field at fault."""
+    """A request cannot be answered; ``param`` names the field at fault."""
 
     status, type = HTTPStatus.BAD_REQUEST, "BadRequestError"
 
@@ -28,13 +31,13 @@ class BadRequest(ValueError):
 
 
 class NotFound(BadRequest):
-    """A model, or a use of it, that is not here."""
+    """The request asks for a model, or for a use of it, that is not here."""
 
     status, type = HTTPStatus.NOT_FOUND, "NotFoundError"
 
 
 class NotHere(BadRequest):
-    """What this installation lacks."""
+    """The request needs a package that is not installed here."""
 
     status, type = HTTPStatus.NOT_IMPLEMENTED, "NotImplementedError"
 
@@ -42,7 +45,7 @@ class NotHere(BadRequest):
 def error_response(
     status: int, message: str, type: str | None = None, param: str | None = None
 ) -> JSONResponse:
-    if len(message) > LONGEST:  # its end often says what to do
+    if len(message) > LONGEST:  # the end is not cut, because it often says what to do
         message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
     error = {
         "message": message.encode(errors="replace").decode(),  # it may quote a lone surrogate
@@ -54,7 +57,7 @@ def error_response(
 
 
 def handle_errors(app: FastAPI) -> None:
-    """Has ``app`` answer every exception with `error_response`."""
+    """Makes ``app`` answer every exception with `error_response`."""
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(BadRequest, _bad)
@@ -64,7 +67,7 @@ def handle_errors(app: FastAPI) -> None:
 
 def _invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]  # never its "input": that is the caller's text
+    first = error.errors()[0]  # its "input" must not be quoted: it is the caller's text
     loc = [str(part) for part in first["loc"] if part != "body"]
     if first["type"] == "json_invalid":
         why = f"the body is not JSON: {first['ctx']['error']} at character {loc[0]}"
@@ -90,7 +93,7 @@ def _failed(request: Request, error: Exception) -> JSONResponse:
         status, kind = HTTPStatus.SERVICE_UNAVAILABLE, "ServiceUnavailableError"
     else:
         status, kind = HTTPStatus.INTERNAL_SERVER_ERROR, "InternalServerError"
-    if isinstance(error, (NonFiniteScore, DeviceError)):  # which say what to do
+    if isinstance(error, (NonFiniteScore, DeviceError)):  # these say what to do
         return error_response(status, str(error), kind)
     log.error("a request failed", exc_info=error)
     return error_response(status, f"{type(error).__name__} in the server; see its log", kind)

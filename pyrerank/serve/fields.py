@@ -1,4 +1,7 @@
-"""Fields of requests: which of them go together, and which are refused by name."""
+"""Checks the fields of requests: which of them go together, and which are refused by name.
+
+It knows the wire formats, and nothing of engines or HTTP.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from pyrerank.serve import wire
 from pyrerank.serve.contents import several
 from pyrerank.serve.errors import BadRequest
 
-NO_THOUGHT = "enable_thinking", False  # of templates; the published ones have none
+NO_THOUGHT = "enable_thinking", False  # is accepted: the published templates have no thoughts
 
 
 def refuse_what_is_not_done(request: wire.Request) -> None:
@@ -20,7 +23,7 @@ def refuse_what_is_not_done(request: wire.Request) -> None:
     for name in given.keys() & wire.NOT_DONE.keys():
         neutral, instead = wire.NOT_DONE[name]
         value = given[name]
-        # 1 is no true
+        # types are compared as well, because 1 == True
         if value is None or any(value == each and type(value) is type(each) for each in neutral):
             continue
         takes = " or ".join(json.dumps(each) for each in (*neutral, None))
@@ -39,13 +42,13 @@ def refuse_what_is_not_done(request: wire.Request) -> None:
 
 
 def wants_whole(request: wire.Request) -> bool:
-    """Whether a text over the limit is an error, as other servers' fields ask for."""
+    """Whether a text over the limit is an error; other servers have fields that say so."""
     given = request.model_extra or {}
     return given.get("truncate") in (False, "NONE") or given.get("truncation") is False
 
 
 def scored_fields(request: wire.ScoreRequest) -> tuple[str, str]:
-    """Names of the two fields that are given."""
+    """The names of the two fields that are given."""
     given = [
         pair for pair in wire.SCORED if any(getattr(request, name) is not None for name in pair)
     ]
@@ -63,7 +66,7 @@ def scored_fields(request: wire.ScoreRequest) -> tuple[str, str]:
 
 
 def inputs_of(request: wire.EmbeddingRequest) -> tuple[str, list[Any]]:
-    """The field that is given, and its inputs."""
+    """The name of the field that is given, and its inputs."""
     if (request.input is None) == (request.messages is None):
         raise BadRequest("either input or messages must be given", "input")
     field = "input" if request.messages is None else "messages"
@@ -71,7 +74,7 @@ def inputs_of(request: wire.EmbeddingRequest) -> tuple[str, list[Any]]:
     if not isinstance(value, list):
         return field, [value]
     if field == "input" and value and isinstance(value[0], dict) and "role" in value[0]:
-        field = "messages"  # by another name, as in vLLM
+        field = "messages"  # conversations under another name, as vLLM takes them
     if value and isinstance(value[0], int):
         return field, [value]
     if field == "messages" and value and not isinstance(value[0], list):
@@ -80,7 +83,7 @@ def inputs_of(request: wire.EmbeddingRequest) -> tuple[str, list[Any]]:
 
 
 def is_ids(value: Any) -> bool:
-    """Whether an input is token ids."""
+    """Whether an input consists of token ids."""
     return isinstance(value, list) and bool(value) and isinstance(value[0], int)
 
 

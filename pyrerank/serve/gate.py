@@ -1,7 +1,8 @@
-"""The gate: what every request passes before it is read, and every answer on its way out.
+"""The gate, through which every request comes in and every answer goes out.
 
-ASGI middleware: request ids, keys, limits of bytes, of requests and of time, clients that have
-gone, and the access log, which has no text of a request or answer.
+It is ASGI middleware.  It gives requests ids, asks for keys, holds the limits of bytes, of requests
+and of time, notices clients that have gone, and writes the access log, which has no text of
+requests or answers.  It knows nothing of what requests ask for.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import HTTPException  # its request handler lets no other pass
+from fastapi import HTTPException  # the only one that its request handler lets through
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -32,23 +33,23 @@ from pyrerank.serve.schedule import Job
 from pyrerank.serve.settings import Settings
 from pyrerank.serve.wire import REQUEST_ID
 
-GONE = 499  # status in the log where nobody was left to have one
+GONE = 499  # the status in the log if the client has gone
 
 access = logging.getLogger("pyrerank.access")
 
 
 @dataclass
 class Visit:
-    """One request, for the log.
+    """One request, as the log and the limits see it.
 
     Attributes:
         id: the client's x-request-id, or a new one.
-        named: whether it is the client's.
-        job: its work for the engine; has no prompts where there is none.
-        status: of the answer, when that has begun.
-        body: bytes that came.
-        reserved: bytes that it has of what all bodies may have.
-        whole: when all of the body has come.
+        named: whether the id is the client's.
+        job: the work of the engine for this request; it has no prompts if there is none.
+        status: the status of the answer, once that has begun.
+        body: how many bytes of the body have come.
+        reserved: how many bytes count for this request among those of all bodies.
+        whole: is set when all of the body has come.
     """
 
     id: str
@@ -61,12 +62,14 @@ class Visit:
 
 
 class Gate:
-    """Wraps an application; ``scope["state"]["visit"]`` is the request's `Visit`.
+    """Wraps an application, which finds the `Visit` of a request in ``scope["state"]["visit"]``.
 
     Args:
         app: the application.
-        paths: those that the metrics tell apart.
-        open: paths that ask for no key.
+        settings: keys and limits.
+        metrics: counts requests.
+        paths: the paths that metrics tell apart.
+        open: the paths that ask for no key.
     """
 
     def __init__(
@@ -83,9 +86,9 @@ class Gate:
         self._paths = paths
         self._open = open
         self._keys = [hashlib.sha256(key.encode()).digest() for key in settings.api_keys]
-        self._here = 0  # requests with a body
-        self._bodies = 0  # their bytes
-        self._usual = 1.0  # seconds that a request took lately
+        self._here = 0  # how many requests with a body are here
+        self._bodies = 0  # how many bytes their bodies have
+        self._usual = 1.0  # how many seconds a request has taken lately, on average
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -128,7 +131,7 @@ class Gate:
         visit.reserved = size
 
     def _release(self, visit: Visit) -> None:
-        """Gives back what the body had reserved, once no thread reads it any more."""
+        """Gives back the bytes that the body had reserved, once no thread reads it any more."""
         body_read, loop = visit.job.body_read, asyncio.get_running_loop()
 
         def later(_: Future[None]) -> None:
@@ -141,7 +144,7 @@ class Gate:
             body_read.add_done_callback(later)
 
     def _refusal(self, scope: Scope, headers: Headers, size: int, counted: bool) -> Response | None:
-        """The answer to a request that comes no further."""
+        """The answer to a request that is refused; None if it may go on."""
         if self._keys and scope["path"] not in self._open and not self._knows(headers):
             refusal = error_response(HTTPStatus.UNAUTHORIZED, "a valid API key is needed")
             refusal.headers["www-authenticate"] = "Bearer"
@@ -164,7 +167,7 @@ class Gate:
     def _knows(self, headers: Headers) -> bool:
         scheme, _, key = headers.get("authorization", "").partition(" ")
         digest = hashlib.sha256(key.strip().encode()).digest()
-        # all are compared, so that the time tells nothing
+        # All keys are compared, so that the time does not tell which one was close.
         known = [hmac.compare_digest(digest, each) for each in self._keys]
         return scheme.lower() == "bearer" and any(known)
 
@@ -172,7 +175,7 @@ class Gate:
         return f"the body is over the limit of {self._settings.max_body} bytes"
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send, visit: Visit) -> None:
-        """Has the application answer, unless the client goes or the time is up."""
+        """Lets the application answer, unless the client goes or the time is up."""
 
         async def limited() -> Message:
             message = await receive()
@@ -181,7 +184,7 @@ class Gate:
                 self._reserve(visit, max(visit.body, visit.reserved))
                 if visit.body > self._settings.max_body:
                     raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, self._too_large())
-                if self._bodies > self._settings.max_bodies:  # it did not say how long it is
+                if self._bodies > self._settings.max_bodies:  # the body did not say its length
                     raise HTTPException(HTTPStatus.TOO_MANY_REQUESTS, self._full(), self._later())
             if not message.get("more_body"):
                 visit.whole.set()
@@ -202,11 +205,11 @@ class Gate:
             )
             timed_out = not answer.done() and not leaving.done()
         finally:
-            left = not answer.done()
+            unanswered = not answer.done()
             for task in (answer, leaving):
                 task.cancel()
             await asyncio.wait((answer, leaving))
-        if not left:
+        if not unanswered:
             answer.result()
         elif visit.status is None:
             visit.status = GONE

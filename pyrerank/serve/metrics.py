@@ -1,4 +1,4 @@
-"""Metrics of a server, in Prometheus's text format."""
+"""The metrics of a server, for Prometheus.  They know jobs and the engine, and nothing of HTTP."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ POWERS = tuple(2.0**n for n in range(15))
 
 
 class Metrics:
-    """The collectors of one server.
+    """Counts what one server does.
 
     Attributes:
-        registry: has them all.
+        registry: has all collectors.
     """
 
     def __init__(self) -> None:
@@ -46,20 +46,20 @@ class Metrics:
         self._pass_seconds.observe(seconds)
 
     def answered(self, job: Job) -> None:
-        """Counts the tokens of a job that is done, and what it waited."""
+        """Counts the tokens of a job that is done, and the time that it waited."""
         self.billed.inc(sum(len(prompt.ids) for prompt in job.prompts))
         self.truncated.inc(sum(prompt.truncated for prompt in job.prompts))
         self.queue.observe(job.times["started"] - job.arrived)
 
     def watch(self, scheduler: Scheduler) -> None:
-        """Reads what the queue and the engine count themselves."""
+        """Adds the numbers that the queue and the engine count themselves."""
         waiting = Gauge("pyrerank_queue_tokens", "Tokens that wait.", registry=self.registry)
         waiting.set_function(lambda: scheduler.waiting)
         self.registry.register(_EngineCounts(scheduler.engine))
 
 
 class _EngineCounts(Collector):
-    """Counters that the engine keeps."""
+    """Reads the counters of the engine."""
 
     def __init__(self, engine: Engine[Any, Any]) -> None:
         self._engine = engine
@@ -67,7 +67,7 @@ class _EngineCounts(Collector):
     def collect(self) -> Iterable[Metric]:
         engine = self._engine
         counts = {"pyrerank_computed_tokens": ("Tokens that were computed.", engine.computed)}
-        # looked at once: the engine's thread may set them to None
+        # Each is read once, because the engine's thread may set it to None.
         if (graphs := engine.graphs) is not None:
             counts["pyrerank_graph_replays"] = ("Passes from a graph.", graphs.replays)
         if (features := engine.features) is not None:

@@ -1,4 +1,7 @@
-"""The protocol: uvicorn's HTTP/1.1 over h11, which bounds headers in size; here, in time."""
+"""HTTP/1.1 by uvicorn and h11, which limit the size of headers; this module limits their time.
+
+It knows nothing of applications.
+"""
 
 from __future__ import annotations
 
@@ -9,29 +12,29 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-SECONDS = 30.0
+SECONDS = 30.0  # for the headers of a request, or for the rest of its body after the answer
 
 
 def http_server(app: ASGIApp, drain: int) -> uvicorn.Server:
-    """Serves ``app``; when it is stopped, requests that are here have ``drain`` seconds."""
+    """Makes a server of ``app``; requests that are here when it stops have ``drain`` seconds."""
     return uvicorn.Server(
         uvicorn.Config(
             app,
             http=Protocol,
-            ws="none",  # it would be past the gate
+            ws="none",  # websockets would bypass the gate
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
-            timeout_keep_alive=75,  # longer than clients and balancers keep theirs: no race
+            timeout_keep_alive=75,  # clients and balancers close theirs before: no race
             timeout_graceful_shutdown=drain,
         )
     )
 
 
 class Protocol(H11Protocol):
-    """Closes connections whose headers, or what is left of a body after the answer, take over
-    `SECONDS`.  (The gate bounds what is in between.)"""
+    """Closes a connection if it waits longer than `SECONDS` for headers, or after an answer for the
+    rest of a body.  The gate limits the time between."""
 
     _closing: asyncio.TimerHandle | None = None
 

@@ -1,6 +1,6 @@
-"""What the server does with a request that is valid as such: the answer, in its wire format.
+"""Answers requests: takes them in their wire formats, and returns answers in theirs.
 
-Knows the wire formats and the engines, and nothing of HTTP.
+It knows the wire formats and the engines, and nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ from pyrerank.serve.readers import Entry, Readers
 from pyrerank.serve.schedule import Job, Scheduler
 from pyrerank.serve.settings import Settings
 
-# Making tokens takes up to half a KiB of memory and a microsecond for each character, also of what
-# is over the model's limit and cut afterwards.
+# Making tokens takes up to half a KiB of memory and a microsecond for each character, even if the
+# text is over the model's limit and cut afterwards.  So characters are limited, too.
 MAX_CHARACTERS = 2**20  # of one content
-CHARACTERS = 16  # of all prompts of a request, for each token that they may have
+CHARACTERS = 16  # for each token that all prompts of a request may have together
 
 
 class Service:
     """Answers requests.
 
     Args:
-        scheduler: has the engine.
+        scheduler: has the queue and the engine.
         settings: limits, and names of the model.
-        media: how pictures are read; no files of this machine.
+        media: says how pictures are read; it must not allow files of this machine.
         root: the model, as the operator named it.
-        instruction: for requests that have none; None takes the engine's.
+        instruction: the instruction of requests that have none; None takes the engine's.
 
-    Its coroutines take a request, the id of its answer, and its job, and raise what `Readers.rows`
-    does.
+    `rerank`, `score` and `embed` take a request, the id of its answer, and its job, and raise what
+    `Readers.rows` raises.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Service:
         self._readers = Readers(scheduler, media, settings.max_tokens)
 
     def close(self) -> None:
-        """Ends the threads, after what is queued."""
+        """Answers what is queued, then ends all threads."""
         self._readers.close()
         self.scheduler.close()
 
@@ -79,7 +79,7 @@ class Service:
         if not isinstance(documents, list):
             documents = [documents]
         scores = await self._scores(request, "query", [request.query], "documents", documents, job)
-        # as in `Reranker.rank`: the logit orders documents that have one score
+        # As in `Reranker.rank`, logits order documents whose scores are rounded to the same number.
         order = sorted(range(len(scores)), key=lambda i: -scores[i].logit)[: request.top_n or None]
         results = []
         for i in order:
@@ -155,7 +155,7 @@ class Service:
     async def _rows(
         self, request: wire.Request, entries: Sequence[Entry], job: Job, size: Size
     ) -> list[torch.Tensor]:
-        """As `Readers.rows`; BadRequest where a text was cut that the client wants whole."""
+        """As `Readers.rows`; raises BadRequest if a text was cut that the client wants whole."""
         rows = await self._readers.rows(entries, job, request.truncate_prompt_tokens, size)
         if wants_whole(request):
             for entry, prompt in zip(entries, job.prompts, strict=True):
@@ -179,7 +179,10 @@ class Service:
         documents: Sequence[Any],
         job: Job,
     ) -> list[Score]:
-        """Scores of one query with all documents, or of each with one; of fields so named."""
+        """Scores one query with all documents, or each query with the document of its number.
+
+        ``first`` and ``second`` are the names of the fields that they come from.
+        """
         engine = self.scheduler.engine
         if not isinstance(engine, Reranker):
             raise NotFound("the model served here makes embeddings; it does not score pairs")
@@ -227,8 +230,10 @@ class Service:
         return Entry(name, read, {"instruction": "instruction"})
 
     def _check(self, request: wire.Request, field: str, values: Sequence[Any], uses: int) -> Size:
-        """The size of what is read, each value in as many prompts as ``uses``; refuses what the
-        server does not take."""
+        """Refuses a request that the server does not take, and returns the size of a field.
+
+        Each of the ``values`` of the field is read for as many prompts as ``uses``.
+        """
         refuse_what_is_not_done(request)
         limits, engine = self._settings, self.scheduler.engine
         if request.model and request.model not in limits.names:
@@ -275,7 +280,7 @@ class Service:
 
     def _instruction(self, request: wire.Request, prompts: int) -> Any:
         given = request.chat_template_kwargs or {}
-        chosen = given.get("instruction", request.instruction)  # the encoder tells what is no text
+        chosen = given.get("instruction", request.instruction)  # the encoder refuses other types
         most = CHARACTERS * self._settings.max_tokens // prompts
         if isinstance(chosen, str) and len(chosen) > most:
             raise BadRequest(
@@ -286,7 +291,7 @@ class Service:
         return self._default if chosen is None else chosen
 
     def _list(self, request: wire.Request, job: Job) -> dict[str, Any]:
-        """What answers that are lists have in common."""
+        """The fields that all answers with lists have in common."""
         usage = wire.FullUsage(
             **_usage(job),
             completion_tokens=0,
@@ -324,7 +329,7 @@ class Service:
 
 
 def _prompt(engine: Embedder, name: str, ids: list[Any]) -> Prompt:
-    """A prompt of the caller's own tokens, which are run as they are."""
+    """Makes a prompt of the caller's own token ids, to which nothing is added."""
     size = engine.checkpoint.config.vocab_size
     if len(ids) > engine.max_tokens:
         raise ValueError(f"{name} has {len(ids)} tokens, over the limit of {engine.max_tokens}")
@@ -334,7 +339,7 @@ def _prompt(engine: Embedder, name: str, ids: list[Any]) -> Prompt:
 
 
 def _cut(engine: Reranker, content: Content, tokens: int | None) -> Content:
-    """The content with the first ``tokens`` tokens of its text; 0 or None: all."""
+    """Cuts the text of a content to its first ``tokens`` tokens; 0 and None leave it whole."""
     if not tokens or content.text is None:
         return content
     return replace(content, text=engine.first_tokens(content.text, tokens))

@@ -1,4 +1,4 @@
-"""What can be set about a server."""
+"""The settings of a server.  This module imports nothing of it, so arguments can name defaults."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ class Settings:
     """Names, keys and limits of a server.
 
     Attributes:
-        names: what requests may call the model, the first one in answers; at least one.
-        api_keys: keys, of which a request must have one; none: no key is asked for.
-        cors_origins: origins whose pages may read answers; none: no CORS headers.
-        page: whether there is a page to try the model on, at /.
-        max_requests: most requests that are answered or wait at a time; more get 429.
-        max_body: most bytes of a request's body.
-        max_bodies: most bytes of all bodies that are here at a time; more get 429.
-        max_documents: most documents, pairs or inputs of a request.
-        max_pictures: most images, videos and frames of a request.
-        max_tokens: most tokens of all prompts of a request.
-        timeout: seconds from a request's headers to its answer.
-        batch_wait: seconds that a request waits for others to fill a pass with, if nothing runs.
+        names: at least one name that requests may call the model; answers have the first.
+        api_keys: the keys, of which a request must have one.  If there is none, no key is needed.
+        cors_origins: the origins whose pages may read answers; without them, there are no CORS
+            headers.
+        page: whether there is a page at / to try the model on.
+        max_requests: how many requests may be answered or wait at a time; more get status 429.
+        max_body: how many bytes the body of a request may have.
+        max_bodies: how many bytes all bodies may have that are here at a time; more get 429.
+        max_documents: how many documents, pairs or inputs a request may have.
+        max_pictures: how many images, videos and frames a request may have.
+        max_tokens: how many tokens all prompts of a request may have.
+        timeout: how many seconds may pass from a request's headers to its answer.
+        batch_wait: how many seconds a request waits for others that fill a pass with it, while no
+            pass is computed.
 
     Raises:
-        ValueError: no name, an empty key, or a limit that is not positive.
+        ValueError: there is no name, a key is empty, or a limit is not positive.
     """
 
     names: tuple[str, ...]

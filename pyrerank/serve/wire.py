@@ -1,10 +1,10 @@
-"""The wire formats: what requests and answers are made of.
+"""The wire formats, which requests and answers have.
 
-Names, types and nesting are those of vLLM's server, which has the shapes of Jina, Cohere and
-OpenAI; what is added is ``return_documents`` and ``return_details``.  As there, a number or a truth
-value may stand in quotes, and null is nothing; a truth value is no number.  Fields that change
-results elsewhere and are not done here are refused by name, see `NOT_DONE`; fields that nobody
-documents are ignored, as in vLLM.
+Names, types and nesting are those of vLLM's server, which took them from Jina, Cohere and OpenAI;
+``return_documents`` and ``return_details`` are added.  As there, numbers and truth values may stand
+in quotes, a null counts as a field that is absent, and a truth value is no number.  Fields that
+change results elsewhere but not here are refused by name, see `NOT_DONE`; fields that nobody
+documents are ignored, as in vLLM.  This module knows nothing of what is done with a request.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CONTENT = {
     "description": "A text; or parts under `content`; or an object with `text`, `image`, `video`. "
     "Pictures are data: URIs, or URLs of hosts that the server was told to ask.",
 }
-# `pyrerank.media.reader.Reader` reads contents, and says better what is wrong with one
+# Contents are of any type here: `pyrerank.media.reader.Reader` says better what is wrong with one.
 Content = Annotated[Any, WithJsonSchema(CONTENT)]
 OneOrMore = Annotated[
     Any, WithJsonSchema({"anyOf": [*CONTENT["anyOf"], {"type": "array", "items": CONTENT}]})
@@ -91,8 +91,9 @@ def _no_truth_value(value: Any) -> Any:
 
 Integer = Annotated[int, BeforeValidator(_no_truth_value)]
 
-# Fields of vLLM, Jina, Cohere, OpenAI, Voyage, TEI and DashScope that would change a result and are
-# not done: the values that change nothing, besides null, and what is done instead.
+# Fields of vLLM, Jina, Cohere, OpenAI, Voyage, TEI and DashScope that would change a result there
+# and have no effect here.  Each has the values that change nothing, besides null, and what to do
+# instead.
 CUT = "texts over the limit are cut at their end"
 TOLD = "give `instruction`"
 FLOATS = "vectors are float32; `encoding_format` may be float or base64"
@@ -187,7 +188,7 @@ class RerankRequest(Scoring):
     )
 
 
-# Fields that belong together: one query, or one for each document, and the documents.
+# The pairs of fields that belong together: one query or one for each document, and the documents.
 SCORED = (
     ("text_1", "text_2"),
     ("queries", "documents"),
