@@ -1,11 +1,11 @@
-"""``pyrerank bench kernels``: the kernels against the same in plain torch, on one device.
+"""``pyrerank bench kernels`` times the kernels, and the same computation in plain torch.
 
-A kernel, its twin in `ops` (a chain of torch operators: "eager") and a plain copy take turns in
-every round, so that whatever else the machine does meets all three. Operands are in the cache, as
-they are behind the layer that has just written them.
+A kernel, its twin (a chain of torch operators, called "eager") and a plain copy take turns in every
+round, so that whatever else the machine does slows all three.  Operands are in the cache, as they
+are in a model, whose last layer has just written them.
 
-It also counts what the kernels do in simulation. From these counts alone comes an estimate for an
-Ascend 910B3, which is no measurement.
+It also counts what the kernels do in simulation.  An estimate for an Ascend 910B3 is computed from
+these counts alone; it is no measurement.
 """
 
 from __future__ import annotations
@@ -41,14 +41,15 @@ KERNELS = (
 WIDTHS = (1024, 2048, 2560, 4096)  # hidden_size of 0.6B, VL-2B, 4B and 8B
 BATCHES = (1, 8, 32, 128)
 WARM_UP = 3  # rounds that are not counted
-SECONDS = 2e-3  # about what one measurement on a CPU takes
-CALLS = 20  # of one measurement on a device, and in one graph
-LEAST_COPY = 2**19  # bytes; the cost of the call itself does not show in copies of as many
+SECONDS = 2e-3  # about how long one measurement on a CPU takes
+CALLS = 20  # how many calls a measurement on a device has, and a graph
+LEAST_COPY = 2**19  # bytes; the cost of the call itself does not show in copies of this size
 
-# An Ascend 910B3. The first three are of the platform_config/Ascend910B3.ini that CANN installs
-# (vector_core_cnt, cube_freq, ddr_rate), the fourth of the vendor's "L2 Cache Tiling",
+# Numbers of an Ascend 910B3.  The first three are in platform_config/Ascend910B3.ini, which CANN
+# installs (vector_core_cnt, cube_freq, ddr_rate); the fourth is in the vendor's "L2 Cache Tiling",
 # https://www.hiascend.com/document/detail/en/canncommercial/850/opdevg/Ascendcopdevg/atlas_ascendc_best_practices_10_0036.html
-# the last is assumed: how long the vector unit stands still is published nowhere.
+# The barrier is assumed, because the vendor publishes nowhere how long the vector unit stands
+# still.
 CORES = 40
 CYCLES_PER_US = 1800
 COPY_BYTES_PER_CYCLE = 32  # of one core, from memory
@@ -61,7 +62,7 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Case:
-    """One kernel on one size: ``batch`` sequences, of which "mean" reads all ``tokens``."""
+    """One kernel on one size: ``batch`` sequences, and ``tokens`` tokens of each for "mean"."""
 
     kernel: str
     batch: int
@@ -70,7 +71,7 @@ class Case:
     tokens: int
 
     def least_bytes(self, cores: int = 1) -> int:
-        """What has to be read and written: rows, ids and results once, weights once a core."""
+        """How many bytes must be moved: rows, ids and results once, and weights once a core."""
         ids, floats, row = 4, 4, self.width * getattr(torch, self.dtype).itemsize
         if self.kernel == "last_token_gather":
             return self.batch * (2 * row + ids)
@@ -81,21 +82,21 @@ class Case:
         return self.batch * (rows + 1) * row + (self.batch + cores) * ids + cores * row
 
     def least_repeats(self) -> float:
-        """Passes of the vector unit over rows of floats that cannot be saved, in its repeats."""
+        """How many repeats the vector unit needs to go over rows of floats as often as it must."""
         if self.kernel == "last_token_gather":
             return 0
         cast = self.dtype != "float32"
         if self.kernel == "score_head":  # x * g and x * x of a row; g = norm_weight * w once
-            passes = self.batch * (2 + cast) + 1 + cast
+            sweeps = self.batch * (2 + cast) + 1 + cast
         else:  # squares; then norm_weight, squares, scale and the cast back
             row = 1 + cast
             if self.kernel == "fused_pool mean":  # and scale each token, add it to the first
                 row = self.tokens * (3 + cast) - 1
-            passes = self.batch * (row + 3 + cast) + cast
-        return passes * self.width / LANES
+            sweeps = self.batch * (row + 3 + cast) + cast
+        return sweeps * self.width / LANES
 
     def calls(self, place: torch.device) -> tuple[Call, Call]:
-        """The kernel and its twin, on operands of their own."""
+        """The kernel and its twin, as calls on operands of their own."""
         length = self.tokens if self.kernel == "fused_pool mean" else 2
         dtype = getattr(torch, self.dtype)
         generator = torch.Generator().manual_seed(0)
@@ -118,25 +119,25 @@ class Case:
 
 
 def measure(case: Case, place: torch.device, rounds: int) -> dict[str, Any]:
-    """Microseconds of a call of each, and what follows from them."""
+    """Measures kernel, twin and copy: microseconds of a call, and ratios."""
     kernel, eager = case.calls(place)
     half = max(case.least_bytes(), LEAST_COPY) // 2
     source, target = (torch.zeros(half, dtype=torch.uint8, device=place) for _ in range(2))
-    runs: dict[str, Call] = {
+    timed: dict[str, Call] = {
         "kernel": kernel,
         "eager": eager,
         "copy": partial(target.copy_, source),
     }
-    calls = {name: _calls(run, place) for name, run in runs.items()}
-    if place.type == "npu":  # the device alone: what a replayed pass pays
+    calls = {name: _calls(call, place) for name, call in timed.items()}
+    if place.type == "npu":  # a graph shows the time of the device alone
         for name in ("kernel", "eager"):
-            runs[f"{name}_replayed"] = _captured(runs[name])
+            timed[f"{name}_replayed"] = _captured(timed[name])
             calls[f"{name}_replayed"] = CALLS
-    taken: dict[str, list[float]] = {name: [] for name in runs}
+    taken: dict[str, list[float]] = {name: [] for name in timed}
     for number in range(WARM_UP + rounds):
-        for name in list(runs)[:: 1 if number % 2 else -1]:
+        for name in list(timed)[:: 1 if number % 2 else -1]:
             replayed = name.endswith("_replayed")
-            whole = _microseconds(runs[name], 1 if replayed else calls[name], place)
+            whole = _microseconds(timed[name], 1 if replayed else calls[name], place)
             taken[name].append(whole / calls[name])
     taken = {name: times[WARM_UP:] for name, times in taken.items()}
 
@@ -171,45 +172,45 @@ def quartiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def clock() -> str:
-    """Of a CPU: its time in this process where one thread computes, which no other can disturb."""
+    """The clock for a CPU: with one thread the process's own, which others cannot disturb."""
     return "process_time" if torch.get_num_threads() == 1 else "perf_counter"
 
 
-def _calls(run: Call, place: torch.device) -> int:
-    """How many a measurement takes."""
+def _calls(call: Call, place: torch.device) -> int:
+    """How many calls one measurement has."""
     if place.type != "cpu":
         return CALLS
     for _ in range(WARM_UP):
-        run()
-    return max(1, round(SECONDS * 1e6 / _microseconds(run, 1, place)))
+        call()
+    return max(1, round(SECONDS * 1e6 / _microseconds(call, 1, place)))
 
 
-def _microseconds(run: Call, calls: int, place: torch.device) -> float:
-    """Of ``calls`` one after the other: until the last has returned, or the device has done it."""
+def _microseconds(call: Call, calls: int, place: torch.device) -> float:
+    """Times ``calls`` calls one after the other, until the last returns or its device is done."""
     if place.type == "cpu":
         now = getattr(time, clock())
         start = now()
         for _ in range(calls):
-            run()
+            call()
         return 1e6 * (now() - start)
     begin, end = (device.runtime(place).Event(enable_timing=True) for _ in range(2))
     begin.record()
     for _ in range(calls):
-        run()
+        call()
     end.record()
     end.synchronize()
     return 1e3 * float(begin.elapsed_time(end))
 
 
-def _captured(run: Call) -> Call:
-    """Replays CALLS calls."""
+def _captured(call: Call) -> Call:
+    """Captures CALLS calls in a graph, and returns its replay."""
     npu: Any = torch.npu  # type: ignore[attr-defined]
-    run()  # whatever is set up at the first call is not for the graph
+    call()  # the first call sets up what a graph must not hold
     npu.synchronize()
     graph = npu.NPUGraph()
     with npu.graph(graph):
-        results = [run() for _ in range(CALLS)]
-    return lambda: (graph.replay(), results)  # which the graph writes to: they must live
+        results = [call() for _ in range(CALLS)]
+    return lambda: (graph.replay(), results)  # the graph writes to the results, so they must live
 
 
 class _Operators(TorchDispatchMode):
@@ -220,10 +221,10 @@ class _Operators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def operators(run: Call) -> int:
-    """Operators of torch in a call that compute or copy: a launch each on a device, or more."""
+def operators(call: Call) -> int:
+    """How many operators of torch in a call compute or copy, each by at least one launch."""
     with _Operators() as seen:
-        run()
+        call()
     return seen.count
 
 
@@ -231,7 +232,7 @@ def operators(run: Call) -> int:
 
 
 def counts(case: Case) -> dict[str, int]:
-    """What the simulation counts when one core runs the kernel."""
+    """What the simulation counts when one core executes the kernel."""
     threads = torch.get_num_threads()
     kernel, _ = case.calls(torch.device("cpu"))
     torch.set_num_threads(1)
@@ -245,11 +246,12 @@ def counts(case: Case) -> dict[str, int]:
 
 
 def estimate(case: Case) -> dict[str, Any]:
-    """Of an Ascend 910B3: the slowest of memory, the busiest core's copies and its vector unit.
+    """Estimates the time on an Ascend 910B3, without the launch.
 
-    That core does for its share of the batch what it does for a batch of that size. Its vector unit
-    takes a cycle a repeat, and BARRIER_CYCLES to start again behind a barrier. Copies and
-    arithmetic overlap. The launch comes on top.
+    It is the longest of three times: memory's, and those of copies and of the vector unit of the
+    core that has the largest share of the batch.  That core does what one core does for a batch of
+    this size.  The vector unit takes a cycle for each repeat, and BARRIER_CYCLES to start again
+    after a barrier.  Copies and arithmetic overlap.
     """
     blocks = min(case.batch, CORES)
     share, more = divmod(case.batch, blocks)
@@ -274,7 +276,8 @@ def estimate(case: Case) -> dict[str, Any]:
 # ---- the command --------------------------------------------------------------------------------
 
 
-def run(arguments: argparse.Namespace) -> dict[str, Any]:
+def report(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measures all cases that the arguments ask for."""
     place = device.resolve(arguments.device)
     if place.type == "cuda" or extension._C is None:
         why = "there are no kernels for CUDA" if extension._C else "the extension was not built"
@@ -326,11 +329,11 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     if arguments.plot:
-        import_module("matplotlib")  # that it is missing is to show before the work
-    report = run(arguments)
-    print(bench_report.markdown(report))
+        import_module("matplotlib")  # if it is missing, that shows before the work
+    measured = report(arguments)
+    print(bench_report.markdown(measured))
     if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(measured, indent=1) + "\n")
     if arguments.plot:
-        bench_report.plot(report, arguments.plot)
+        bench_report.plot(measured, arguments.plot)
     return 0

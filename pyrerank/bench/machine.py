@@ -1,4 +1,4 @@
-"""What a number was measured on: processor, device, versions, and whether the device is real."""
+"""Describes the machine of a measurement: processor, device, versions, and whether it is real."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIMULATED = "SIMULATED RUNTIME: no NPU has run any of this. Times here mean noth
 
 
 def simulated() -> bool:
-    """Whether the CANN of this process is the project's own simulation (tests/cann_sim)."""
+    """Whether this process uses the project's own simulation of CANN (tests/cann_sim)."""
     try:
         runtime = ctypes.CDLL("libascendcl.so")  # the one torch_npu has loaded, if it has
     except OSError:
@@ -26,7 +26,7 @@ def simulated() -> bool:
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Everything that a figure depends on; no host name, no path."""
+    """Everything that a figure depends on, without names of hosts or paths."""
     return {
         "processor": processor(),
         "threads": torch.get_num_threads(),

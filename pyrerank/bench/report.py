@@ -1,4 +1,4 @@
-"""The report of `bench_kernels` as tables, and as a picture."""
+"""Shows what `pyrerank.bench.kernels` measured, as tables and as a picture."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NO_MEASUREMENT = (
     "four columns, in us and without the launch, are estimated from them and measured nowhere."
 )
 
-# No background, and colours that do on light and dark.
+# There is no background, and colours can be seen on light and on dark.
 GREY, OURS, OTHERS = "#808080", "#2f8fd0", "#9a9a9a"
 STYLE = {
     "font.size": 9,
@@ -24,7 +24,7 @@ STYLE = {
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """One table of what was measured, and one of what was counted and estimated."""
+    """Makes a table of what was measured, and one of what was counted and estimated."""
     where, rows = report["machine"], report["rows"]
     lines = [
         f"{where['device']}; {where['processor']}, {where['threads']} threads; torch "
@@ -97,7 +97,7 @@ def _case(row: dict[str, Any]) -> tuple[str, int, int, str]:
 
 
 def line(*cells: object) -> str:
-    """A row of a table in Markdown."""
+    """Makes a row of a table in Markdown."""
     return f"| {' | '.join(map(str, cells))} |"
 
 
@@ -107,12 +107,12 @@ def _spread(values: dict[str, float]) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits, or all before the point."""
+    """Formats a number with three digits, or with all that stand before the point."""
     return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def plot(report: dict[str, Any], file: Path) -> None:
-    """Time over B, a panel a kernel, of the widest rows."""
+    """Draws times over B for the widest rows, with a panel for each kernel."""
     import_module("matplotlib").use("Agg")
     pyplot: Any = import_module("matplotlib.pyplot")
 

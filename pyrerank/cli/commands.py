@@ -21,14 +21,14 @@ SOURCES = {"texts": "texts as arguments", "documents": "--documents FILE", "inpu
 
 
 def demo(args: argparse.Namespace) -> int:
-    from pyrerank import demo
+    from pyrerank.demo.ranking import page, rankings
 
-    ranked = list(demo.rankings(args.device))
+    ranked = list(rankings(args.device))
     for n, ranking in enumerate(ranked):
         print("\n" * (n > 0) + in_words(ranking.query))
         print_scores(ranking.scores, ranking.documents)
     if args.html is not None:
-        Path(args.html).write_text(demo.page(ranked), "utf-8")
+        Path(args.html).write_text(page(ranked), "utf-8")
     return 0
 
 

@@ -18,8 +18,9 @@ import published
 import pytest
 from published import Published
 
-from pyrerank import Reranker, demo, rank
+from pyrerank import Reranker, rank
 from pyrerank.cli.main import main
+from pyrerank.demo import ranking as demo
 from pyrerank.weights.find import DEMO
 
 pytestmark = pytest.mark.slow

@@ -22,7 +22,8 @@ import simulation  # noqa: E402
 import toolkit  # noqa: E402
 from toolkit_cases import DOCUMENTS, QUERY  # noqa: E402
 
-from pyrerank import Reranker, demo  # noqa: E402
+from pyrerank import Reranker  # noqa: E402
+from pyrerank.demo.ranking import FOLDER  # noqa: E402
 
 FLOWS = {"8.5.0": "ascendc_library", "9.0.0": "asc"}
 BATCH = 45  # of toolkit_cases.py
@@ -137,7 +138,7 @@ def test_without_cann_the_cpu_scores_and_an_npu_is_an_error(
 
 
 def test_convert(installed: Installed, tmp_path: Path) -> None:
-    model = demo.FOLDER / "model"
+    model = FOLDER / "model"
     done = installed.without_cann(CASES, "convert", model, tmp_path / "classifier")
     assert "compared='logits of 4 pairs'" in done
 
