@@ -1,4 +1,4 @@
-"""Work that is done ahead of whoever needs it, in a thread."""
+"""`ahead`: the next item is made in a thread while the caller uses the one before."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ T = TypeVar("T")
 
 
 def ahead(items: Iterable[T]) -> Generator[T, None, None]:
-    """The items in order, of which the next is made while one is used.
+    """Yields the items in order; while one is used, a thread makes the next.
 
-    What making an item raises is raised in its place.  Closing the iterator waits for the item that
-    is being made, and for no other.
+    An exception that making an item raises is raised in the place of that item.  Closing the
+    iterator waits for the item that is being made, and no other is made afterwards.
     """
     iterator, end = iter(items), object()
     with ThreadPoolExecutor(1, "pyrerank-ahead") as thread:

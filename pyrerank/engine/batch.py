@@ -1,6 +1,6 @@
-"""The tensors of a pass: token ids packed end to end, without padding, and who attends to what.
+"""A batch: the tensors of a pass, in which prompts lie end to end, without padding.
 
-Knows torch alone; `pyrerank.engine.planner` decides which prompts a pass has.
+This module knows torch alone; `pyrerank.engine.planner` decides which prompts a pass has.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# CANN's fused attention takes no more packed sequences than these in one call.
+# CANN's fused attention takes at most so many packed sequences in a call.
 MAX_SEQUENCES = 4096
-# Where a pass gathers the keys of all its sequences before it attends, it has at most so many keys
-# of other prompts for each token of the budget: they take little more memory than the MLP does.
-# This is enough for documents of a third of their prefix; shorter ones fill a pass less.
+# A pass that gathers the keys of all its sequences before it attends has at most so many keys of
+# other prompts for each token of the budget: they take little more memory than the MLP does.  This
+# is enough for documents that are a third as long as their prefix; shorter ones fill a pass less.
 SHARED_PER_TOKEN = 3
 
 
@@ -45,7 +45,7 @@ class Batch:
         cu_keys: [B + 1], where the keys of each sequence start; ends with K.
         kv_rows: [K], the rows of the keys and values that each sequence attends to, one sequence
             after the other.  Rows count the tokens of the `Prefix` first, then the T tokens.  None
-            where the sequences have one row after the other from 0 on, so that none are gathered.
+            where the sequences take one row after the other, from 0 on: then no rows are gathered.
     """
 
     data: Tensor
@@ -89,8 +89,8 @@ class Batch:
         return torch.arange(start, start + count, dtype=torch.int32, device=self.data.device)
 
     def last_tokens(self) -> Batch:
-        """The last token of each sequence, which sees what it saw; only attention may take it,
-        because ids and positions are 0."""
+        """A batch of the last token of each sequence, which attends to the same keys as before.  It
+        is for attention alone: ids and positions are 0."""
         count = len(self.lengths)
         ends = torch.arange(count + 1, dtype=torch.int32, device=self.data.device)
         rows = () if self.kv_rows is None else (self.kv_rows,)

@@ -1,4 +1,7 @@
-"""Features of pictures: what stands in place of vision tokens, computed once while remembered."""
+"""Features of pictures, which the decoder reads in place of vision tokens' embeddings.
+
+Those used last are remembered, so that a picture that comes again is not computed again.
+"""
 
 from __future__ import annotations
 
@@ -20,25 +23,25 @@ class Features:
     """The vision tower, and the features that it gave lately.
 
     Args:
-        tower: on the engine's device.
-        tokens: most vision tokens of one pass of the tower; a larger picture has one of its own.
-        capacity: most bytes to remember, on the device; those used last stay.
+        tower: the vision tower, on the engine's device.
+        tokens: most vision tokens of one pass of the tower; a larger picture has a pass of its own.
+        capacity: most bytes of features to remember, on the device; those used last stay.
 
     Attributes:
-        encoded: pictures that went through the tower so far.
+        encoded: how many images and videos went through the tower so far.
     """
 
     def __init__(self, tower: VisionTower, tokens: int, capacity: int) -> None:
         self.encoded = 0
         self._tower = tower
-        # a picture, or a pair of frames, is a sequence of attention
+        # In the tower's attention, each picture and each pair of frames is a sequence.
         self._tokens = min(tokens, MIN_IMAGE_TOKENS * MAX_SEQUENCES)
         self._capacity = capacity
         self._kept: OrderedDict[bytes, torch.Tensor] = OrderedDict()
 
     def rows(self, visuals: Sequence[Visual]) -> torch.Tensor:
-        """[1 + levels, V, hidden_size], the vision tokens of images and videos one after the other;
-        equal ones are encoded once."""
+        """The features of images and videos, [1 + levels, V, hidden_size], which have V vision
+        tokens one after the other; equal ones are encoded once."""
         unique = {visual.digest: visual for visual in visuals}
         found = {digest: self._kept[digest] for digest in unique if digest in self._kept}
         for run in self._runs([v for digest, v in unique.items() if digest not in found]):
@@ -52,14 +55,15 @@ class Features:
         return torch.cat([found[visual.digest] for visual in visuals], dim=1)
 
     def zeros(self, tokens: int) -> torch.Tensor:
-        """Of the shape, dtype and device of ``rows`` for ``tokens`` vision tokens."""
+        """Zeros of the shape, dtype and device that `rows` has for ``tokens`` vision tokens."""
         weight = self._tower.merger.linear_fc2.weight
         levels = 1 + len(self._tower.deepstack_merger_list)
         return weight.new_zeros(levels, tokens, len(weight))
 
     def device_memory(self) -> int:
-        """Bytes: weights of the tower, a pass of it, what it gave, joined for the decoder and as
-        inputs of a graph, and the capacity."""
+        """How many bytes it takes: the tower's weights, one pass of the tower, the capacity, and
+        three times the features of a pass: as the tower gives them, joined for the decoder, and as
+        inputs of a graph."""
         weights = sum(parameter.nbytes for parameter in self._tower.parameters())
         activations = self._tower.activation_bytes(self._tokens * MERGE**2)
         rows = self.zeros(1).nbytes * self._tokens
@@ -85,12 +89,13 @@ class Features:
     def _encode(self, visuals: Sequence[Visual]) -> dict[bytes, torch.Tensor]:
         device = self._tower.inv_freq.device
         if device.type != "cpu":
-            # the pass in one piece; captures of graphs give back what was reserved before
+            # The memory of a pass is reserved in one piece, each time: when a graph is captured,
+            # the allocator gives back all that is free.
             reserve(device, self._tower.activation_bytes(self._tokens * MERGE**2))
         pixels = patches([visual.frames for visual in visuals], self._tower.pos_embed.weight.dtype)
         out = self._tower(pixels, [_grid(visual) for visual in visuals])
         self.encoded += len(visuals)
-        # copies: a slice would hold on to all pictures of the pass
+        # Features are copied, because a slice would keep those of all pictures of the pass alive.
         pieces = out.split([_tokens(visual) for visual in visuals], dim=1)
         return {visual.digest: rows.clone() for visual, rows in zip(visuals, pieces, strict=True)}
 

@@ -2,7 +2,7 @@
 
 Prompts that begin with the same tokens compute them once: prompts are sorted, so that each shares
 its first tokens with the prompt before it, and attends to the keys and values that are there
-already.  Knows nothing of tensors; `pyrerank.engine.batch` makes those of a pass.
+already.  This module knows nothing of torch; `pyrerank.engine.batch` makes the tensors of a pass.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy as np
 
 from pyrerank.prompts.items import Prompt, Span, Visual
 
-# An unknown prompt probably begins with so many tokens of the last one: the template, the
-# instruction and a short query.
+# A prompt that is not known yet probably begins with so many tokens of the one before: those of the
+# template, the instruction and a short query.
 LIKELY_PREFIX = 256
 NO_KEY = np.empty(0, ">u8")
-# So many prompts are sorted together, which bounds the token ids that are held.
+# So many prompts are sorted together: a limit, because all their token ids are held until then.
 WINDOW = 1024
 
 
@@ -34,8 +34,8 @@ class Pass:
         prompts: the prompts.
         shared: how many first tokens each prompt shares with the one before it, and does not
             compute; the first prompt shares them with the last one of the pass before.
-        next_prefix: how many first tokens of the last prompt the next pass starts from; its keys
-            and values must be left for it.
+        next_prefix: how many first tokens of the last prompt the next pass starts from, so that
+            their keys and values must be left for it.
         computed: how many tokens the prompts compute together.
         total_shared: the sum of ``shared``.
     """
@@ -139,8 +139,8 @@ def plan(
 
 
 def likely_prefix(prompt: Prompt) -> int:
-    """How many first tokens of a pass's last prompt the next prompt, while it is not known,
-    probably shares: some hundred, but nothing from the first picture on."""
+    """How many first tokens of a pass's last prompt are left for a prompt that is not known yet: at
+    most `LIKELY_PREFIX`, and none from the first picture on."""
     return min(LIKELY_PREFIX, len(prompt.ids), *(span.start for span in prompt.spans))
 
 

@@ -1,4 +1,4 @@
-"""The prefix: keys and values that one pass leaves for the next."""
+"""The prefix: keys and values that one pass leaves for the next.  This module knows torch alone."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Prefix:
         layers: the number of layers, each of which calls `extend` once a pass, in order.
 
     Attributes:
-        rows: int32, which tokens a pass leaves for the next one, as numbers of rows: those of the P
-            tokens come first, those of the pass follow.  See `Batch.prefix_rows`.
+        rows: int32, the rows of keys and values that a pass leaves for the next one.  Rows count
+            the P tokens first, then the tokens of the pass; see `Batch.prefix_rows`.
     """
 
     def __init__(self, layers: int) -> None:
@@ -32,8 +32,8 @@ class Prefix:
         )
 
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """The prefix's keys and values with those of a pass behind them, which are
-        [T, kv_heads, head_dim]; takes ``rows`` of both as the prefix of the next pass."""
+        """Puts keys and values of a pass, [T, kv_heads, head_dim], behind those of the prefix, and
+        returns all P + T of each.  Their ``rows`` become the prefix of the next pass."""
         prefix = self._layers.popleft()
         if prefix is not None:
             key, value = torch.cat((prefix[0], key)), torch.cat((prefix[1], value))
