@@ -89,7 +89,7 @@ def tokens(prompt: Prompt) -> list[Any]:
     out: list[Any] = list(prompt.ids)
     spans = iter(prompt.spans)
     for visual in prompt.visuals:
-        for _ in range(visual.runs):
+        for _ in range(visual.span_count):
             start, height, width = next(spans)
             out[start : start + height * width] = [visual.digest] * (height * width)
     return out

@@ -171,4 +171,4 @@ def key_of(prompt: Prompt) -> np.ndarray:
 def _by_visual(prompt: Prompt) -> Iterator[tuple[Visual, list[Span]]]:
     spans = iter(prompt.spans)
     for visual in prompt.visuals:
-        yield visual, list(islice(spans, visual.runs))
+        yield visual, list(islice(spans, visual.span_count))

@@ -132,8 +132,8 @@ class Image:
         return self.digest
 
     @property
-    def runs(self) -> int:
-        """How many runs of vision tokens a prompt has of it."""
+    def span_count(self) -> int:
+        """How many spans of vision tokens a prompt has of it."""
         return 1
 
     @property

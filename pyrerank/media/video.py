@@ -62,8 +62,8 @@ class Video:
         return self.digest + repr(self.seconds).encode()
 
     @property
-    def runs(self) -> int:
-        """As `Image.runs`: one a pair of frames."""
+    def span_count(self) -> int:
+        """As `Image.span_count`: one for each pair of frames."""
         return len(self.seconds)
 
 

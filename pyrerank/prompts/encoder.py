@@ -1,7 +1,7 @@
-"""Inputs: from what the caller passed to token ids, truncated to the family's limit.
+"""Encoders: from an item to its prompt, which is truncated to the limit.
 
-User text is encoded without control tokens: the characters ``<|im_end|>`` in a document are text,
-never a turn boundary.  See `pyrerank.prompts.tokens`.
+Text of callers is encoded without control tokens: the characters ``<|im_end|>`` in a document stay
+text, and never end a turn.  See `pyrerank.prompts.tokens`.
 """
 
 from __future__ import annotations
@@ -15,35 +15,29 @@ from tokenizers import Encoding, Tokenizer
 
 from pyrerank.checks import check_int, check_text
 from pyrerank.errors import CheckpointError
-from pyrerank.media.images import SIDE
 from pyrerank.media.reader import Content, Reader
 from pyrerank.prompts.items import Explanation, Input, Item, Pair, Prompt, Span, Visual
 from pyrerank.prompts.templates import (
-    IMAGE,
     MAX_EMBEDDING_TOKENS,
     TEMPLATES,
-    VIDEO,
     Wording,
     chat_prompt,
     embedding_prompt,
     text_embedding_prompt,
-    unformat,
-    unformat_embedding,
 )
 from pyrerank.prompts.tokens import PlainText, control_pattern, single_token, special_tokens
+from pyrerank.prompts.truncation import LEAST_CONTENT, check_room, truncate
+from pyrerank.prompts.unformat import unformat_input, unformat_pair
 from pyrerank.weights.modules import Modules
 
 if TYPE_CHECKING:
     from pyrerank.weights.checkpoint import Checkpoint
 
 START, END = "<|vision_start|>", "<|vision_end|>"
-# An instruction that leaves less is a mistake; and as words at the seams of the template may share
-# a token with it, a few more tokens than the template's own can be beyond truncation.
-LEAST_CONTENT = 16
 
 
 class Encoder(Generic[Item]):
-    """Encodes with one checkpoint's tokenizer.
+    """Makes prompts of items, with one checkpoint's tokenizer.
 
     Args:
         tokenizer: the checkpoint's.
@@ -51,18 +45,16 @@ class Encoder(Generic[Item]):
         modules: what the checkpoint's folder says of prompts and limits.
 
     Attributes:
-        max_tokens: most tokens of a whole prompt.
+        max_tokens: most tokens of a whole prompt; see `limit`.
     """
 
-    _limits: ClassVar[
-        Mapping[str, int]
-    ]  # of the published scripts: most tokens of a prompt, by family
+    _limits: ClassVar[Mapping[str, int]]  # the published scripts': most tokens, by family
     _least: int  # tokens of the shortest prompt that says something
 
     def __init__(self, tokenizer: Tokenizer, family: str, modules: Modules | None = None) -> None:
         self.modules = modules or Modules()
         self.family = family
-        self.max_tokens = self._published = self.modules.limit(self._limits[family])
+        self.max_tokens = self._default_limit = self.modules.limit(self._limits[family])
         self._tokenizer = tokenizer
         self._text = text = PlainText(tokenizer)
         self._controls = control_pattern(tokenizer)
@@ -94,7 +86,7 @@ class Encoder(Generic[Item]):
             ValueError: it leaves no room for text, or is over ``most``, which the model allows.
         """
         if max_tokens is None:
-            self.max_tokens = self._published
+            self.max_tokens = self._default_limit
             return
         wanted = f"an int from {self._least} to {most}, the checkpoint's max_position_embeddings"
         self.max_tokens = check_int(
@@ -105,31 +97,26 @@ class Encoder(Generic[Item]):
         """The prompt in words."""
         raise NotImplementedError
 
-    def _shortest(self, item: Item) -> int:
-        """How many tokens a prompt must be allowed, where that of an empty item needs all its
-        own.  Raises ValueError for a tokenizer of another family."""
-        [prompt] = self.encode([item])
-        return len(prompt.ids) + LEAST_CONTENT
-
     def stream(self, items: Sequence[Item]) -> Iterator[Prompt]:
         """Encodes any number of items, holding the token ids of a few hundred at a time."""
         for start in range(0, len(items), 256):
             yield from self.encode(items[start : start + 256])
 
     def encode(self, items: Sequence[Item], max_tokens: int | None = None) -> list[Prompt]:
-        """Encodes in parallel; where the limit demands, the model's or a lower ``max_tokens``, cuts
-        the text of contents, the last content first, each from its end.
+        """Encodes items in parallel, each truncated to `max_tokens`, or to ``max_tokens`` if that
+        is lower; see `pyrerank.prompts.truncation`.
 
         Raises:
             ValueError: ``max_tokens`` is less than what is not text.
         """
         limit = self.max_tokens if max_tokens is None else min(max_tokens, self.max_tokens)
         wordings = [self.wording(item) for item in items]
-        own = [{text: wording.texts[text] for text, *_ in wording.own} for wording in wordings]
-        texts = [text for each in own for text in each.values()]
+        # the texts that hold contents; a dict, as one text may hold several
+        places = [dict.fromkeys(own.text for own in wording.own) for wording in wordings]
+        texts = [w.texts[i] for w, each in zip(wordings, places, strict=True) for i in each]
         encodings = iter(self._text.encode(texts))
         prompts = []
-        for item, wording, each in zip(items, wordings, own, strict=True):
+        for item, wording, each in zip(items, wordings, places, strict=True):
             encoded = {i: next(encodings) for i in each}
             prompts.append(self._assemble(wording, encoded, _visuals(item), limit))
         return prompts
@@ -149,31 +136,35 @@ class Encoder(Generic[Item]):
     def _assemble(
         self,
         wording: Wording,
-        own: dict[int, Encoding],
-        visuals: Sequence[Visual],
+        encodings: Mapping[int, Encoding],
+        visuals: tuple[Visual, ...],
         limit: int,
     ) -> Prompt:
         parts = [
-            self._text.ids(own[i]) if i in own else self._fixed(text)
+            self._text.ids(encodings[i]) if i in encodings else self._fixed(text)
             for i, text in enumerate(wording.texts)
         ]
-        runs = _runs(visuals)
-        excess = max(0, sum(map(len, parts)) + _others(wording, runs) - limit)
+        excess = max(0, sum(map(len, parts)) + wording.other_tokens - limit)
         if excess:
-            parts = _truncate(parts, wording, own, excess)
+            parts = truncate(parts, wording, encodings, excess)
         ids = list(parts[0])
         spans: list[Span] = []
-        for control, part in zip(wording.controls, parts[1:], strict=True):
-            if control in (IMAGE, VIDEO):
-                height, width = runs[len(spans)]
-                ids.append(self._token(START))
-                spans.append(Span(len(ids), height, width))
-                ids += [self._token(control)] * (height * width)
-                ids.append(self._token(END))
+        for token, part in zip(wording.between, parts[1:], strict=True):
+            if isinstance(token, str):
+                ids.append(self._token(token))
             else:
-                ids.append(self._token(control))
+                ids.append(self._token(START))
+                spans.append(Span(len(ids), token.rows, token.columns))
+                ids += [self._token(token.pad)] * (token.rows * token.columns)
+                ids.append(self._token(END))
             ids += part
-        return Prompt(ids, excess, tuple(visuals), tuple(spans))
+        return Prompt(ids, excess, visuals, tuple(spans))
+
+    def _shortest(self, item: Item) -> int:
+        """How many tokens a prompt must be allowed, if that of ``item``, which is empty, has no
+        text to cut.  Raises ValueError for a tokenizer of another family."""
+        [prompt] = self.encode([item])
+        return len(prompt.ids) + LEAST_CONTENT
 
     def _read(self, name: str, value: object, reader: Reader | None) -> Content:
         content = (reader or Reader()).read(value, name, vision=self.family == "qwen3-vl")
@@ -187,29 +178,14 @@ class Encoder(Generic[Item]):
 
     def _checked(self, name: str, item: Item) -> Item:
         """The item, if what may not be cut from its prompt leaves room."""
-        wording, runs = self.wording(item), _runs(_visuals(item))
-        bare = list(wording.texts)
-        for i, start, end in reversed(wording.own):
-            bare[i] = bare[i][:start] + bare[i][end:]
-        needed = sum(len(self._fixed(text)) for text in bare) + _others(wording, runs)
-        if any(end > start for _, start, end in wording.own):
-            needed += LEAST_CONTENT
-        over = needed - self.max_tokens
-        if over > 0 and runs:
-            raise ValueError(
-                f"{name}: its pictures are {over} tokens too many for a prompt of "
-                f"{self.max_tokens} tokens; give fewer, or smaller ones, see pyrerank.Media"
-            )
-        if over > 0:
-            raise ValueError(
-                f"instruction is {over} tokens too long: a prompt of {self.max_tokens} tokens "
-                f"must leave {LEAST_CONTENT} for the text; shorten it, or raise max_tokens"
-            )
+        wording = self.wording(item)
+        texts = sum(len(self._fixed(text)) for text in wording.without_contents())
+        check_room(name, wording, texts + wording.other_tokens, self.max_tokens)
         return item
 
 
 class PairEncoder(Encoder[Pair]):
-    """Encodes pairs, with one family's template, or with the chat template that ``modules`` has.
+    """Makes prompts of pairs, with one family's template, or with the folder's chat template.
 
     Attributes:
         yes, no: ids of the tokens whose logits are compared; without ``no``, yes's is the score.
@@ -217,9 +193,7 @@ class PairEncoder(Encoder[Pair]):
         is_published: whether prompts are worded as the published script words them.
     """
 
-    _limits: ClassVar = {
-        family: each.max_tokens + each.uncounted for family, each in TEMPLATES.items()
-    }
+    _limits: ClassVar = {family: template.max_tokens for family, template in TEMPLATES.items()}
     yes: int
     no: int | None
 
@@ -229,12 +203,12 @@ class PairEncoder(Encoder[Pair]):
         self.yes, self.no = modules.answers or (self._token("yes"), self._token("no"))
         self.default: str | None = modules.default_prompt or self.template.default_instruction
         self._chat, prompt = modules.chat, modules.default_prompt
-        if self._chat is not None and self._chat.scoring(prompt is not None) is None:
-            self._chat = None  # it knows no pairs
-        elif self._chat is not None and self._as_published(prompt):
-            self._chat = None
-        elif self._chat is not None:
-            self.default = prompt
+        if self._chat is not None:
+            knows_pairs = self._chat.scoring(prompt is not None) is not None
+            if knows_pairs and not self._as_published(prompt):
+                self.default = prompt
+            else:
+                self._chat = None
         self.is_published = self._chat is None
         self._least = self._shortest(Pair(self.default, Content(), Content()))
 
@@ -280,10 +254,12 @@ class PairEncoder(Encoder[Pair]):
         reader: Reader | None = None,
         default: str | None = None,
     ) -> Pair:
-        """Reads and validates one pair; ``name`` (``documents[3]``, ``line 7``) is for messages.
+        """Reads and validates one pair.
 
-        ``default`` is the instruction where neither ``instruction`` nor the pair has one; None
-        takes the template's.
+        Args:
+            name: what messages call the document: ``documents[3]``, ``line 7``.
+            default: the instruction if neither ``instruction`` nor the pair has one; None takes
+                that of the template.
 
         Raises:
             TypeError, ValueError: a content that `Reader` does not read; a lone surrogate; half a
@@ -301,7 +277,7 @@ class PairEncoder(Encoder[Pair]):
         own = None
         if self._chat is None:
             try:
-                own, *texts = unformat(*texts)
+                own, *texts = unformat_pair(*texts)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
         if own is None:
@@ -314,7 +290,7 @@ class PairEncoder(Encoder[Pair]):
 
 
 class InputEncoder(Encoder[Input]):
-    """Encodes inputs, with one family's embedding prompt, or with what ``modules`` has of it."""
+    """Makes prompts of inputs, with one family's embedding prompt, or with the folder's own."""
 
     _limits: ClassVar = dict.fromkeys(TEMPLATES, MAX_EMBEDDING_TOKENS)
 
@@ -336,7 +312,8 @@ class InputEncoder(Encoder[Input]):
         self._least = self._shortest(Input(None, Content(), self.modules.default_prompt))
 
     def wording(self, item: Input) -> Wording:
-        edits = self._edits and item.instruction is not None  # the folder's prompts are as they are
+        # the script edits a caller's instruction, and leaves the folder's prompts as they are
+        edits = self._edits and item.instruction is not None
         if self.modules.chat is not None and not edits:
             said = item.prompt if item.instruction is None else item.instruction
             parts = self.modules.chat.embedding(said is not None)
@@ -355,25 +332,29 @@ class InputEncoder(Encoder[Input]):
         reader: Reader | None = None,
         prompt_name: str | None = None,
     ) -> Input:
-        """Reads and validates one input; ``name`` (``inputs[3]``) is for messages.
+        """Reads and validates one input.
 
-        ``prompt_name`` chooses one of the folder's prompts in place of an instruction.
+        Args:
+            name: what messages call it: ``inputs[3]``.
+            prompt_name: one of the folder's prompts, in place of an instruction.
 
-        Raises: as `PairEncoder.pair`; ValueError: no such prompt, or an instruction as well.
+        Raises:
+            TypeError, ValueError: as for `PairEncoder.pair`; there is no such prompt, or an
+                instruction was given as well.
         """
         if instruction is not None:
             check_text("instruction", instruction)
         prompt = self._prompt(prompt_name, instruction)
         content = self._read(name, value, reader)
         if content.text is not None:
-            own, text = unformat_embedding(self.family, content.text)
+            own, text = unformat_input(self.family, content.text)
             content = replace(content, text=text)
             if own is not None:
                 _check_only(name, own, instruction)
                 instruction = own
         item = Input(instruction, content, prompt)
         wording = self.wording(item)
-        if not wording.controls and not any(wording.texts):
+        if not wording.between and not any(wording.texts):
             raise ValueError(
                 f"{name} is empty, and this checkpoint's prompt adds no token to a text; leave it "
                 "out"
@@ -404,35 +385,3 @@ def _check_only(name: str, own: str, instruction: str | None) -> None:
 
 def _visuals(item: Pair | Input) -> tuple[Visual, ...]:
     return tuple(visual for content in item.contents for visual in content.visuals)
-
-
-def _runs(visuals: Sequence[Visual]) -> list[tuple[int, int]]:
-    """Rows and columns of each run of vision tokens."""
-    shapes = [visual.frames.shape for visual in visuals]
-    return [(h // SIDE, w // SIDE) for f, h, w, _ in shapes for _ in range(max(1, f // 2))]
-
-
-def _others(wording: Wording, runs: Sequence[tuple[int, int]]) -> int:
-    """How many tokens a prompt has besides those of its texts."""
-    return len(wording.controls) + sum(height * width + 1 for height, width in runs)
-
-
-def _truncate(
-    parts: Sequence[list[int]], wording: Wording, own: Mapping[int, Encoding], excess: int
-) -> list[list[int]]:
-    """Cuts ``excess`` tokens from the ends of contents' texts, the last content first.
-
-    A token that also covers characters of the template is the template's and stays.
-    """
-    cut: dict[int, set[int]] = {i: set() for i in own}
-    for i, start, end in reversed(wording.own):
-        mine = [n for n, (a, b) in enumerate(own[i].offsets) if start <= a and b <= end]
-        gone = mine[max(0, len(mine) - excess) :]
-        cut[i].update(gone)
-        excess -= len(gone)
-    if excess:
-        raise ValueError(f"a prompt may not be as short: {excess} tokens more are not of its text")
-    return [
-        [id for n, id in enumerate(part) if n not in cut[i]] if cut.get(i) else part
-        for i, part in enumerate(parts)
-    ]

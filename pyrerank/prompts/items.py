@@ -1,7 +1,7 @@
-"""Items and prompts: what a call asks for, and what of it the model is shown.
+"""Items and prompts: an item is what a call asks for, a prompt is what the model is shown of it.
 
-An item is a `Pair` of a reranker or an `Input` of an embedder, read and validated; a `Prompt` is an
-item as token ids.  Knows nothing of tokenizers, templates and devices.
+An item is a `Pair` of a reranker or an `Input` of an embedder, read and validated.  A `Prompt` is
+an item as token ids.  This module knows nothing of tokenizers, templates and devices.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Visual: TypeAlias = Image | Video
 
 @dataclass(frozen=True)
 class Pair:
-    """One query and document, validated, with any template of the caller's undone.
+    """One query and one document.  A template that the caller had applied is undone.
 
     ``instruction`` is None where a folder's own chat template has a default.
     """
@@ -35,7 +35,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Input:
-    """One input of an embedder, validated, with any template of the caller's undone.
+    """One input of an embedder.  A template that the caller had applied is undone.
 
     ``prompt`` is the folder's text for inputs that come without an instruction.
     """
@@ -51,7 +51,12 @@ class Input:
 
 
 class Span(NamedTuple):
-    """A run of vision tokens in a prompt: its first token, and how many rows and columns it has."""
+    """Consecutive vision tokens of a prompt, of an image or a pair of frames of a video.
+
+    Attributes:
+        start: the place of the first of them among the prompt's tokens.
+        height, width: how many rows and columns of tokens there are.
+    """
 
     start: int
     height: int
@@ -66,7 +71,7 @@ class Prompt:
         ids: token ids.
         truncated: how many text tokens were cut to fit the limit.
         visuals: images and videos, in the order of the prompt.
-        spans: their runs of vision tokens: one an image, and one a pair of frames of a video.
+        spans: their vision tokens: one span an image, and one a pair of frames of a video.
     """
 
     ids: list[int]
@@ -113,8 +118,11 @@ Item = TypeVar("Item", bound=Pair | Input)
 
 
 def unique(items: Iterable[Item]) -> list[Item]:
-    """Each item once; those that begin alike lie together, so that few are looked at to find what
-    they share."""
+    """Each item once, sorted by instruction and texts.
+
+    Prompts that begin alike then lie together, and a planner that sorts a few hundred at a time
+    finds most of the tokens that they share.
+    """
 
     def words(item: Item) -> tuple[str, list[tuple[list[bytes], str]]]:
         contents = [([v.digest for v in c.visuals], c.text or "") for c in item.contents]

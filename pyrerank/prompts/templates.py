@@ -1,7 +1,7 @@
-"""Prompts: the exact text that each family of models was trained on.
+"""The exact wording of prompts that each family of models was trained on.
 
-A prompt is plain texts with single tokens between them: control tokens, and runs of vision tokens.
-This module knows their order; `inputs` turns them into token ids.
+A prompt is a `Wording`: plain texts, and between them control tokens or spans of vision tokens.
+`pyrerank.prompts.encoder` turns it into token ids.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from pyrerank.media.images import SIDE
 from pyrerank.media.reader import Content
+from pyrerank.prompts.items import Visual
 
 SYSTEM = (
     "Judge whether the Document meets the requirements based on the Query and the Instruct "
@@ -21,33 +23,39 @@ SYSTEM = (
 HEAD = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>"
 TAIL = "<|im_end|>\n<|im_start|>assistant\n"
 THOUGHT = "<think>\n\n</think>\n\n"
+_CONTROL = re.compile(r"(<\|\w+\|>|</?think>)")
 
 
 class Own(NamedTuple):
-    """Where a caller's own text lies: in which text of a prompt, and its characters in that."""
+    """Where the text of a content lies: in which text of a wording, and at which characters."""
 
     text: int
     start: int
     end: int
 
 
-# Each stands for a whole run: <|vision_start|>, as many of it as the picture has, <|vision_end|>.
-IMAGE, VIDEO = "<|image_pad|>", "<|video_pad|>"
-_CONTROL = re.compile(r"(<\|\w+\|>|</?think>)")
+class Vision(NamedTuple):
+    """A span of vision tokens: ``<|vision_start|>``, rows x columns times ``pad``, and
+    ``<|vision_end|>``."""
+
+    pad: str
+    rows: int
+    columns: int
 
 
 @dataclass
 class Wording:
-    """A prompt in words: texts, each encoded by itself, with one token or run between two of them.
+    """A prompt in words.
 
     Attributes:
-        texts: one more than there are controls.
-        controls: tokens, and `IMAGE` or `VIDEO` for a run of vision tokens.
+        texts: plain texts, each of which is encoded by itself.
+        between: what stands between two texts, one less than there are texts: a control token, or
+            a span.
         own: the texts of contents, in the order in which the prompt has them.
     """
 
     texts: list[str] = field(default_factory=lambda: [""])
-    controls: list[str] = field(default_factory=list)
+    between: list[str | Vision] = field(default_factory=list)
     own: list[Own] = field(default_factory=list)
 
     def template(self, text: str, controls: re.Pattern[str] = _CONTROL) -> Wording:
@@ -55,30 +63,31 @@ class Wording:
         written out."""
         head, *rest = controls.split(text)
         self.texts[-1] += head
-        self.controls += rest[::2]
+        self.between += rest[::2]
         self.texts += rest[1::2]
         return self
 
-    def control(self, token: str) -> Wording:
-        """Appends one token."""
-        self.controls.append(token)
+    def token(self, token: str | Vision) -> Wording:
+        """Appends a control token, or a span."""
+        self.between.append(token)
         self.texts.append("")
         return self
 
     def text(self, text: str) -> Wording:
-        """Appends text that is only text."""
+        """Appends text, in which nothing is a control token."""
         self.texts[-1] += text
         return self
 
     def content(self, content: Content) -> Wording:
-        """Appends a content: videos, images, text.
+        """Appends a content: its videos, its images, its text.
 
-        A run for each pair of frames of a video, with its time before it; one for an image.
+        A video has a span for each pair of frames, with its time before it; an image has one.
         """
         for video in content.videos:
             for seconds in video.seconds:
-                self.text(f"<{seconds:.1f} seconds>").template(VIDEO)
-        self.template(IMAGE * len(content.images))
+                self.text(f"<{seconds:.1f} seconds>").token(_span("<|video_pad|>", video))
+        for image in content.images:
+            self.token(_span("<|image_pad|>", image))
         text = content.text
         if text is None:
             text = "" if content.visuals else "NULL"
@@ -86,13 +95,33 @@ class Wording:
         self.own.append(Own(len(self.texts) - 1, start, start + len(text)))
         return self.text(text)
 
+    @property
+    def other_tokens(self) -> int:
+        """How many tokens the prompt has besides those of its texts."""
+        return sum(
+            1 if isinstance(token, str) else token.rows * token.columns + 2
+            for token in self.between
+        )
+
+    def without_contents(self) -> list[str]:
+        """The texts, without what is a content's."""
+        texts = list(self.texts)
+        for i, start, end in reversed(self.own):
+            texts[i] = texts[i][:start] + texts[i][end:]
+        return texts
+
+
+def _span(pad: str, visual: Visual) -> Vision:
+    _, height, width, _ = visual.frames.shape
+    return Vision(pad, height // SIDE, width // SIDE)
+
 
 @dataclass(frozen=True)
 class Template:
     """How one family words a reranker's prompt.
 
-    ``<Instruct>: `` + instruction + ``query`` + query + ``document`` + document + ``tail``.
-    ``max_tokens`` bounds the prompt without its last ``uncounted`` tokens.
+    ``<Instruct>: `` + instruction + ``query`` + query + ``document`` + document + ``tail``, which
+    has at most ``max_tokens`` tokens.
     """
 
     default_instruction: str
@@ -100,7 +129,6 @@ class Template:
     document: str
     tail: str
     max_tokens: int
-    uncounted: int
 
     def prompt(self, instruction: str, query: Content, document: Content) -> Wording:
         """The prompt of a pair."""
@@ -109,9 +137,8 @@ class Template:
         return wording.template(self.document).content(document).template(self.tail)
 
 
-# Strings and limits: the scripts published with Qwen3-Reranker and Qwen3-VL-Reranker (model cards
-# and github.com/QwenLM/Qwen3-VL-Embedding), which truncate the VL prompt before its closing five
-# tokens are put back.
+# Strings and limits are those of the scripts published with Qwen3-Reranker and Qwen3-VL-Reranker
+# (model cards and github.com/QwenLM/Qwen3-VL-Embedding).
 TEMPLATES = {
     "qwen3": Template(
         default_instruction=(
@@ -121,7 +148,6 @@ TEMPLATES = {
         document="\n<Document>: ",
         tail=TAIL + THOUGHT,
         max_tokens=8192,
-        uncounted=0,
     ),
     "qwen3-vl": Template(
         default_instruction=(
@@ -130,56 +156,11 @@ TEMPLATES = {
         query="<Query>:",
         document="\n<Document>:",
         tail=TAIL,
-        max_tokens=10240,
-        uncounted=5,
+        max_tokens=10240 + 5,  # the script truncates before it puts five closing tokens back
     ),
 }
 
-_FORMATTED = re.compile(
-    r"<Instruct>: (?P<instruction>.*?)"
-    r"(?:\n<Query>:(?P<space> )(?P<spaced>.*)|<Query>:(?P<tight>.*))\n",
-    re.DOTALL,
-)
-
-
-def unformat(query: str, document: str) -> tuple[str | None, str, str]:
-    """Undoes a template that the caller already applied.
-
-    The examples published for other servers send head, instruction and query as the query, and
-    ``"<Document>: " + document + tail`` as the document.  Recognised by these exact affixes, such a
-    pair scores as the plain pair does.
-
-    Returns:
-        (instruction, query, document); instruction is None, and the texts are as given, when the
-        query does not start with the template.
-
-    Raises:
-        ValueError: the query starts with the template, but it or the document does not go on as
-            the template does.
-    """
-    head = HEAD + "user\n"
-    if not query.startswith(head):
-        return None, query, document
-    # without its last line break, every "<Query>:" would be tried, each to the end of the text
-    match = _FORMATTED.fullmatch(query, len(head)) if query.endswith("\n") else None
-    if match is None:
-        raise ValueError(
-            "query starts with the reranker's prompt but does not go on with '<Instruct>: ...', "
-            "'<Query>: ...' and a final newline; give the bare query, or the whole published prefix"
-        )
-    opening = "<Document>:" + (match["space"] or "")
-    body = document.removesuffix(THOUGHT).removesuffix(TAIL)
-    if not document.startswith(opening) or len(body) == len(document.removesuffix(THOUGHT)):
-        raise ValueError(
-            f"the query is formatted as a prompt, so the document must start with {opening!r} and "
-            f"end with {TAIL!r}; format both or neither"
-        )
-    inner = match["tight"] if match["space"] is None else match["spaced"]
-    return match["instruction"], inner, body.removeprefix(opening)
-
-
-# The scripts published with Qwen3-Embedding and Qwen3-VL-Embedding (model cards and
-# github.com/QwenLM/Qwen3-VL-Embedding).
+# Those of the scripts published with Qwen3-Embedding and Qwen3-VL-Embedding.
 MAX_EMBEDDING_TOKENS = 8192
 DEFAULT_REPRESENTATION = "Represent the user's input."
 
@@ -201,20 +182,20 @@ def text_embedding_prompt(
     """
     wording = Wording()
     for token in ends[0]:
-        wording.control(token)
+        wording.token(token)
     if instruction is not None:
         wording.text(f"Instruct: {instruction}\nQuery:")
     else:
         wording.template(prompt or "", controls)
     wording.content(content)
     for token in ends[1]:
-        wording.control(token)
+        wording.token(token)
     return wording
 
 
 def embedding_prompt(instruction: str | None, content: Content) -> Wording:
     """The prompt of a Qwen3-VL-Embedding, which has a default instruction; a full stop is added to
-    one that ends without punctuation."""
+    an instruction that ends without punctuation."""
     chosen = (DEFAULT_REPRESENTATION if instruction is None else instruction).strip()
     if chosen and not unicodedata.category(chosen[-1]).startswith("P"):
         chosen += "."
@@ -231,8 +212,8 @@ def chat_prompt(
     """The prompt of a folder's own chat template.
 
     Args:
-        parts: texts of the template at even places, between them what stands there: "system",
-            which is the instruction, and the roles of contents; see `pyrerank.weights.chat`.
+        parts: texts of the template at even places, and between them what stands there: "system",
+            which is the instruction, or the role of a content; see `pyrerank.weights.chat`.
         contents: by role.
         controls: finds control tokens in the template's texts.
     """
@@ -245,26 +226,3 @@ def chat_prompt(
         else:
             wording.content(contents[part])
     return wording
-
-
-_FORMATTED_EMBEDDING = re.compile(
-    r"<\|im_start\|>system\n(?P<instruction>.*?)<\|im_end\|>\n"
-    r"<\|im_start\|>user\n(?P<text>.*)<\|im_end\|>\n<\|im_start\|>assistant\n",
-    re.DOTALL,
-)
-
-
-def unformat_embedding(family: str, text: str) -> tuple[str | None, str]:
-    """Undoes a template that the caller already applied to an input of an embedder.
-
-    Returns:
-        (instruction, text); instruction is None, and the text as given but for a closing
-        end-of-text token of Qwen3-Embedding, when there is no template.  (Qwen3-Embedding's own
-        ``Instruct: ...\\nQuery:...`` is plain text, and stays.)
-    """
-    if family == "qwen3":
-        return None, text.removesuffix("<|endoftext|>")
-    if not text.endswith(TAIL):  # tried first: the pattern would look for it from many places
-        return None, text
-    match = _FORMATTED_EMBEDDING.fullmatch(text)
-    return (match["instruction"], match["text"]) if match else (None, text)

@@ -14,7 +14,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from pyrerank.checks import check_text
 from pyrerank.prompts.encoder import PairEncoder
 from pyrerank.prompts.items import pair_up
-from pyrerank.prompts.templates import HEAD, TAIL, TEMPLATES, THOUGHT, unformat
+from pyrerank.prompts.templates import HEAD, TAIL, TEMPLATES, THOUGHT
+from pyrerank.prompts.unformat import unformat_pair
 
 FAMILIES = ["qwen3", "qwen3-vl"]
 CONTROLS = SPECIAL + NOT_SPECIAL
@@ -108,7 +109,7 @@ class TestTruncation:
             assert got.truncated == len(ids) - len(want)
 
     def test_document_goes_before_the_query(self, encoder, tokenizer):
-        limit = encoder.template.max_tokens + encoder.template.uncounted
+        limit = encoder.template.max_tokens
         ids = encode(encoder, "word " * 20000, "document").ids
         assert len(ids) == limit
         text = tokenizer.decode(ids, skip_special_tokens=False)
@@ -127,7 +128,7 @@ class TestTruncation:
                 break
             except ValueError:
                 words -= 1
-        limit = encoder.template.max_tokens + encoder.template.uncounted
+        limit = encoder.template.max_tokens
         assert len(encoder.encode([pair])[0].ids) == limit
 
 
@@ -159,7 +160,7 @@ class TestFormatted:
     )
     def test_scores_as_the_bare_pair(self, encoder, style, query, document, instruction):
         formatted = self.wrapped(style, instruction, query, document)
-        assert unformat(*formatted) == (instruction, query, document)
+        assert unformat_pair(*formatted) == (instruction, query, document)
         assert encode(encoder, *formatted) == encode(encoder, query, document, instruction)
 
     def test_an_instruction_beside_the_formatted_one(self, encoder):
