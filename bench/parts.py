@@ -152,7 +152,7 @@ def main() -> None:
         folder = Path(scratch)
         random_checkpoint.write(folder / "model", arguments.shape)
         engine = Reranker(folder / "model", device="cpu", dtype="bfloat16")
-        source = Source(engine.checkpoint.tokenizer(), folder, random.Random(0))
+        source = Source(engine.core.checkpoint.tokenizer(), folder, random.Random(0))
         job = WORKLOADS["1x32"].job(source, 4)
         engine.score(job["query"], job["documents"])  # reads the weights
         report = {

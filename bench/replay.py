@@ -43,7 +43,7 @@ def texts(engine: Reranker, documents: int, tokens: int) -> tuple[str, list[str]
 
 def cut(engine: Reranker, text: str, tokens: int) -> str:
     """The first ``tokens`` tokens of a text that has as many."""
-    encoding = tokenizer(engine.checkpoint.path).encode(text, add_special_tokens=False)
+    encoding = tokenizer(engine.core.checkpoint.path).encode(text, add_special_tokens=False)
     return text[: encoding.offsets[tokens - 1][1]]
 
 
@@ -55,7 +55,7 @@ def tokenizer(folder: Path) -> Tokenizer:
 def measure(engine: Reranker, documents: int, tokens: int, rounds: int) -> dict[str, Any]:
     """Milliseconds of one call, eager and (where the engine has graphs) replayed."""
     query, texts_ = texts(engine, documents, tokens)
-    graphs = engine.graphs
+    graphs = engine.core.graphs
     modes = {"eager": None} | ({} if graphs is None else {"replay": graphs})
     times: dict[str, list[float]] = {mode: [] for mode in modes}
     logits: dict[str, list[float]] = {}
@@ -66,15 +66,15 @@ def measure(engine: Reranker, documents: int, tokens: int, rounds: int) -> dict[
                 counted = {"captures": graphs.captures, "replays": graphs.replays}
             # either mode goes first in every second round
             for mode in list(modes)[:: 1 if number % 2 else -1]:
-                engine.graphs = modes[mode]
+                engine.core.graphs = modes[mode]
                 start = time.perf_counter()
                 details = engine.details(query, texts_)
                 times[mode].append(1e3 * (time.perf_counter() - start))
                 logits[mode] = [detail.logit for detail in details]
-                if modes[mode] is not None and engine.graphs is None:
+                if modes[mode] is not None and engine.core.graphs is None:
                     raise SystemExit("no graph could be captured, see the warning above")
     finally:
-        engine.graphs = graphs
+        engine.core.graphs = graphs
     result: dict[str, Any] = {
         "documents": documents,
         "tokens": sum(detail.tokens for detail in details),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         EngineClosed,
         NonFiniteScore,
         OutOfMemory,
+        PyrerankError,
         TruncationWarning,
     )
     from pyrerank.media.fetch import Fetcher
@@ -39,6 +40,7 @@ __all__ = [
     "Media",
     "NonFiniteScore",
     "OutOfMemory",
+    "PyrerankError",
     "Ranked",
     "Reranker",
     "Score",

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from pyrerank.checks import check_flag, check_int, check_list
+from pyrerank.engine.core import Core
 from pyrerank.engine.engine import Engine
 from pyrerank.engine.loaded import Loaded
 from pyrerank.errors import CheckpointError, NonFiniteScore
-from pyrerank.kernels import ops
 from pyrerank.media.images import Media
 from pyrerank.media.reader import Reader
-from pyrerank.model.decoder import RMSNorm
+from pyrerank.model.heads import PoolHead
 from pyrerank.prompts.encoder import InputEncoder
-from pyrerank.prompts.items import Input, Prompt
+from pyrerank.prompts.items import Prompt
 from pyrerank.weights.checkpoint import Checkpoint, open_checkpoint
-from pyrerank.weights.modules import Dense
-from pyrerank.weights.tensors import TensorFile
 
 
 @dataclass(frozen=True)
@@ -43,88 +40,60 @@ class Embedding:
 
 
 @dataclass(frozen=True)
-class _PoolHead:
-    """Final norm, pooling, and what the folder has after it, but for a last scaling to length 1.
-
-    `Embedder.result` cuts vectors and scales them, because one pass, or one captured graph, may
-    serve calls that want different ones.  Without layers the head is one kernel; with layers,
-    everything is float32.
+class EmbeddingTask:
+    """Embeds inputs: the `Task` of an embedder.
 
     Attributes:
-        pooling: mode of `ops.fused_pool`.
-        steps: what follows pooling, in order: layers, and None for scaling to length 1.
+        checkpoint: has what the folder says of vectors.
+        size: numbers that the head gives for an input.
+        dim: numbers a vector, for calls that do not say.
+        normalize: whether vectors have length 1, for calls that do not say.
+        cuts_last: whether vectors are scaled before they are cut, and not again afterwards, for
+            calls that do not say.
     """
 
-    pooling: str
-    steps: tuple[Layer | None, ...]
+    checkpoint: Checkpoint
+    size: int
+    dim: int
+    normalize: bool
+    cuts_last: bool
+    unit: ClassVar[str] = "input"
+    named: ClassVar[str] = "inputs[{}]"
 
-    @property
-    def every_token(self) -> bool:
-        return self.pooling != "last"
+    def head(self, device: torch.device) -> PoolHead:
+        return PoolHead.load(self.checkpoint, device)
 
-    def __call__(
-        self, hidden: torch.Tensor, cu_seqlens: torch.Tensor, norm: RMSNorm
-    ) -> torch.Tensor:
-        """One whole vector a sequence, [B, size], dtype of hidden, or float32 with layers."""
-        weight = norm.weight.to(hidden.dtype)
-        if not self.every_token:
-            cu_seqlens = torch.arange(len(hidden) + 1, dtype=torch.int32, device=hidden.device)
-        if self.steps:
-            hidden, weight = hidden.float(), weight.float()
-        pooled = ops.fused_pool(hidden, cu_seqlens, weight, norm.eps, self.pooling, normalize=False)
-        for step in self.steps:
-            pooled = F.normalize(pooled) if step is None else step(pooled)
-        return pooled
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A `Dense` with its weights, float32."""
-
-    activation: Callable[[torch.Tensor], torch.Tensor]
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-    residual: torch.Tensor | None
-    adds: bool
-
-    @classmethod
-    def load(cls, dense: Dense, inputs: int, device: torch.device) -> Layer:
-        """Reads the weights.
+    def result(
+        self,
+        prompt: Prompt,
+        row: torch.Tensor,
+        name: str,
+        *,
+        dim: int | None = None,
+        normalize: bool | None = None,
+    ) -> Embedding:
+        """As `Task.result`; ``dim`` and ``normalize`` are as for `Embedder.embed`.
 
         Raises:
-            CheckpointError: one is absent or of another shape, or the layer does not take
-                ``inputs`` numbers.
+            NonFiniteScore: the vector has length 0.
         """
-        wanted: dict[str, tuple[int, ...]] = {"linear.weight": (dense.outputs, dense.inputs)}
-        if dense.bias:
-            wanted["linear.bias"] = (dense.outputs,)
-        if dense.residual and dense.inputs != dense.outputs:
-            wanted["residual.weight"] = (dense.outputs, dense.inputs)
-        file = TensorFile(dense.file)
-        if file.shapes != wanted or dense.inputs != inputs:
-            raise CheckpointError(
-                f"{dense.file} holds {file.shapes}, its config.json asks for {wanted}, and it is "
-                f"given {inputs} numbers; save the model again"
+        whole = row.double().numpy()
+        vector = whole[: self.dim if dim is None else dim]
+        length = np.linalg.norm(vector)
+        if not length:
+            raise NonFiniteScore(
+                f"the model gave a vector of length 0 for {name} ({self.checkpoint.path}): its "
+                f"first {len(vector)} numbers are 0, which is no direction; take a larger dim, or "
+                "another checkpoint"
             )
-        tensors = {name: file.tensor(name).clone().float().to(device) for name in wanted}
-        file.check()
-        activation = getattr(torch.nn, dense.activation)()
-        return cls(
-            activation,
-            tensors["linear.weight"],
-            tensors.get("linear.bias"),
-            tensors.get("residual.weight"),
-            dense.residual,
-        )
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        out = self.activation(F.linear(x, self.weight, self.bias))
-        if self.residual is not None:
-            x = F.linear(x, self.residual)
-        return out + x if self.adds else out
+        if self.cuts_last and dim is normalize is None:
+            length = np.linalg.norm(whole)
+        if self.normalize if normalize is None else normalize:
+            vector = vector / length
+        return Embedding(vector.astype(np.float32), len(prompt.ids), prompt.truncated)
 
 
-class Embedder(Engine[Input, Embedding]):
+class Embedder(Engine):
     """A loaded embedding model.
 
     Args:
@@ -138,14 +107,15 @@ class Embedder(Engine[Input, Embedding]):
         max_tokens, device, dtype, token_budget, graph, vision_cache: as for `Reranker`.
 
     Attributes:
-        dim: numbers a vector, for calls that do not say.
-        normalize: whether vectors have length 1, for calls that do not say.
+        core: as of `Reranker`.
+
+    The attributes ``dim``, ``normalize``, ``device``, ``dtype`` and ``token_budget`` say what was
+    given or chosen and cannot be set; ``max_tokens`` can be set between calls.
 
     Raises: as `Reranker`.
     """
 
-    _unit, _named = "input", "inputs[{}]"
-    _encoder: InputEncoder
+    core: Core[InputEncoder, EmbeddingTask]
 
     def __init__(
         self,
@@ -170,23 +140,33 @@ class Embedder(Engine[Input, Embedding]):
             )
         modules = checkpoint.modules
         sizes = [step.outputs for step in modules.steps if step is not None]
-        self._size = sizes[-1] if sizes else checkpoint.config.hidden_size
+        size = sizes[-1] if sizes else checkpoint.config.hidden_size
         # a folder that cuts vectors does so after all steps, and leaves them as they are then
-        self._cuts_last = modules.normalizes and bool(modules.dim) and dim is normalize is None
-        self.dim = self._checked_dim(dim) or min(modules.dim or self._size, self._size)
-        self.normalize = modules.normalizes
-        if normalize is not None:
-            self.normalize = check_flag("normalize", normalize)
+        cuts_last = modules.normalizes and bool(modules.dim) and dim is normalize is None
+        dim = _checked_dim(dim, size) or min(modules.dim or size, size)
+        normalize = modules.normalizes if normalize is None else check_flag("normalize", normalize)
         super().__init__(
-            checkpoint,
-            InputEncoder.of(checkpoint, max_tokens),
-            lambda device: _head(checkpoint, device),
-            device=device,
-            dtype=dtype,
-            token_budget=token_budget,
-            graph=graph,
-            vision_cache=vision_cache,
+            Core(
+                checkpoint,
+                InputEncoder.of(checkpoint, max_tokens),
+                EmbeddingTask(checkpoint, size, dim, normalize, cuts_last),
+                device=device,
+                dtype=dtype,
+                token_budget=token_budget,
+                graph=graph,
+                vision_cache=vision_cache,
+            )
         )
+
+    @property
+    def dim(self) -> int:
+        """Numbers a vector, for calls that do not say."""
+        return self.core.task.dim
+
+    @property
+    def normalize(self) -> bool:
+        """Whether vectors have length 1, for calls that do not say."""
+        return self.core.task.normalize
 
     def embed(
         self,
@@ -215,15 +195,7 @@ class Embedder(Engine[Input, Embedding]):
 
         Warns, raises: as `Reranker.score`; a vector of length 0 is a NonFiniteScore, too.
         """
-        results = self.details(
-            inputs,
-            instruction=instruction,
-            prompt_name=prompt_name,
-            dim=dim,
-            normalize=normalize,
-            media=media,
-            progress=progress,
-        )
+        results = self._details(inputs, instruction, prompt_name, dim, normalize, media, progress)
         self._warn_of_cuts(results)
         return np.stack([result.vector for result in results])
 
@@ -239,57 +211,30 @@ class Embedder(Engine[Input, Embedding]):
         progress: bool | None = None,
     ) -> list[Embedding]:
         """Like `embed`, with the token counts of each input."""
+        return self._details(inputs, instruction, prompt_name, dim, normalize, media, progress)
+
+    def _details(
+        self,
+        inputs: Sequence[Any],
+        instruction: str | None,
+        prompt_name: str | None,
+        dim: int | None,
+        normalize: bool | None,
+        media: Media | None,
+        progress: bool | None,
+    ) -> list[Embedding]:
+        encoder, task = self.core.encoder, self.core.task
         if normalize is not None:
             check_flag("normalize", normalize)
-        result = partial(self.result, dim=self._checked_dim(dim), normalize=normalize)
+        dim = _checked_dim(dim, task.size)
+        self.core.failures.check_usable()
         reader = Reader(media)
         items = [
-            self.input(f"inputs[{i}]", value, instruction, reader, prompt_name)
+            encoder.input(f"inputs[{i}]", value, instruction, reader, prompt_name)
             for i, value in enumerate(check_list("inputs", inputs))
         ]
-        return self.run(items, progress=progress, result=result)
-
-    def input(
-        self,
-        name: str,
-        value: object,
-        instruction: str | None = None,
-        reader: Reader | None = None,
-        prompt_name: str | None = None,
-    ) -> Input:
-        """Reads and validates one input for `run`; ``name`` is what error messages call it."""
-        self._check_usable()
-        return self._encoder.input(name, value, instruction, reader, prompt_name)
-
-    def result(
-        self,
-        prompt: Prompt,
-        row: torch.Tensor,
-        name: str,
-        *,
-        dim: int | None = None,
-        normalize: bool | None = None,
-    ) -> Embedding:
-        self._check_finite(row, name)
-        whole = row.double().numpy()
-        vector = whole[: self.dim if dim is None else dim]
-        length = np.linalg.norm(vector)
-        if not length:
-            raise NonFiniteScore(
-                f"the model gave a vector of length 0 for {name} ({self.checkpoint.path}): its "
-                f"first {len(vector)} numbers are 0, which is no direction; take a larger dim, or "
-                "another checkpoint"
-            )
-        if self._cuts_last and dim is normalize is None:
-            length = np.linalg.norm(whole)
-        if self.normalize if normalize is None else normalize:
-            vector = vector / length
-        return Embedding(vector.astype(np.float32), len(prompt.ids), prompt.truncated)
-
-    def _checked_dim(self, dim: int | None) -> int | None:
-        if dim is None:
-            return None
-        return check_int("dim", dim, f"an int from 1 to {self._size}, or None", 1, self._size)
+        result = partial(task.result, dim=dim, normalize=normalize)
+        return self.core.results(items, progress=progress, result=result)
 
 
 def embed(
@@ -330,17 +275,10 @@ def numbers(vector: np.ndarray) -> list[float]:
     return [float(digits) for digits in vector.astype(str)]
 
 
-def _head(checkpoint: Checkpoint, device: torch.device) -> _PoolHead:
-    """What the folder asks for."""
-    modules = checkpoint.modules
-    steps: list[Layer | None] = []
-    size = checkpoint.config.hidden_size
-    for step in modules.steps:
-        steps.append(None if step is None else Layer.load(step, size, device))
-        size = size if step is None else step.outputs
-    if modules.normalizes:
-        steps.pop()
-    return _PoolHead(modules.pooling, tuple(steps))
+def _checked_dim(dim: int | None, size: int) -> int | None:
+    if dim is None:
+        return None
+    return check_int("dim", dim, f"an int from 1 to {size}, or None", 1, size)
 
 
 LOADED = Loaded(Embedder)

@@ -1,21 +1,33 @@
-"""What pyrerank raises besides ValueError and TypeError for wrong arguments."""
+"""Exceptions and the warning of pyrerank.
+
+A wrong argument raises ValueError or TypeError.  Every other failure that pyrerank itself finds
+raises a class of `PyrerankError`, whose message says what to do.
+"""
 
 from __future__ import annotations
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that is absent, damaged, or of a kind that pyrerank does not run."""
+class PyrerankError(Exception):
+    """The base class of all exceptions that pyrerank defines.
+
+    Each of them also stands under the builtin class that fits it, such as ValueError or
+    RuntimeError.
+    """
 
 
-class NonFiniteScore(ArithmeticError):
-    """The model gave NaN or infinity for a pair, or for an input of an embedder; or for the latter
-    a vector of length 0, which has no direction."""
+class CheckpointError(PyrerankError, ValueError):
+    """The checkpoint is absent, damaged, or of a kind that pyrerank does not run."""
 
 
-class DeviceError(RuntimeError):
-    """A device that cannot be used, or that failed in a call; the message says what to do.
+class NonFiniteScore(PyrerankError, ArithmeticError):
+    """The model gave NaN or infinity for a pair or an input, or it gave an input a vector of
+    length 0, which has no direction."""
 
-    After this class and `OutOfMemory` an engine can be used again.
+
+class DeviceError(PyrerankError, RuntimeError):
+    """The device cannot be used, or it failed in a call; the message says what to do.
+
+    An engine that raises this class itself, or `OutOfMemory`, can be used again.
     """
 
 
@@ -24,9 +36,11 @@ class OutOfMemory(DeviceError):
 
 
 class EngineClosed(DeviceError):
-    """The engine cannot be used, or not in this process, and never will be: it was closed, its
-    device or the runtime of that in this process is lost, or the process was forked from one that
-    runs models."""
+    """The engine can never be used again, at least not in this process.
+
+    It was closed, or its device or the runtime of that in this process is lost, or this process
+    was forked from one that runs models.
+    """
 
 
 class CheckpointChanged(CheckpointError, EngineClosed):

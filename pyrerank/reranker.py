@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
-from pyrerank.checks import check_int, check_list, check_text, entries
+from pyrerank.checks import check_int, check_list, entries
+from pyrerank.engine.core import Core
 from pyrerank.engine.engine import Engine
 from pyrerank.engine.loaded import Loaded
-from pyrerank.kernels import ops
 from pyrerank.media.images import Media
 from pyrerank.media.reader import Reader, is_parts
-from pyrerank.model.decoder import RMSNorm
+from pyrerank.model.heads import ScoreHead
 from pyrerank.prompts.encoder import PairEncoder
-from pyrerank.prompts.items import Explanation, Pair, Prompt, pair_up
+from pyrerank.prompts.items import Explanation, Prompt, pair_up
 from pyrerank.weights.checkpoint import Checkpoint, open_checkpoint
 
 
@@ -54,23 +54,28 @@ class Ranked:
 
 
 @dataclass(frozen=True)
-class _ScoreHead:
-    """The classifier vector w, float32 [hidden_size], and its bias."""
+class ScoringTask:
+    """Scores pairs: the `Task` of a reranker.
+
+    Attributes:
+        w: the classifier vector, float32 [hidden_size], on the host.
+        bias: is added to its product with the hidden state.
+    """
 
     w: torch.Tensor
     bias: float
-    every_token: bool = False
+    unit: ClassVar[str] = "pair"
+    named: ClassVar[str] = "pair {}"
 
-    def __call__(
-        self, hidden: torch.Tensor, cu_seqlens: torch.Tensor, norm: RMSNorm
-    ) -> torch.Tensor:
-        """Score and logit of each sequence, float32 [B, 2]."""
-        rows = torch.arange(len(hidden), dtype=torch.int32, device=hidden.device)
-        weight = norm.weight.to(hidden.dtype)
-        return torch.stack(ops.score_head(hidden, rows, weight, norm.eps, self.w, self.bias), dim=1)
+    def head(self, device: torch.device) -> ScoreHead:
+        return ScoreHead(self.w.to(device), self.bias)
+
+    def result(self, prompt: Prompt, row: torch.Tensor, name: str) -> Score:
+        score, logit = row.tolist()
+        return Score(score, logit, len(prompt.ids), prompt.truncated)
 
 
-class Reranker(Engine[Pair, Score]):
+class Reranker(Engine):
     """A loaded reranker.
 
     Args:
@@ -96,12 +101,10 @@ class Reranker(Engine[Pair, Score]):
             while they are remembered; 0 remembers none from one pass to the next.
 
     Attributes:
-        device: as given, or chosen; likewise ``dtype``, ``token_budget`` and ``max_tokens``.
-        computed: tokens that went through the decoder so far.
-        graphs: the captured passes, with counters ``captures`` and ``replays``; None where passes
-            run eagerly.
-        features: the vision tower, with a counter ``encoded``; None where the model reads text
-            only.
+        core: counters and switches, for measurements; see `pyrerank.engine.core.Core`.
+
+    The attributes ``device``, ``dtype``, ``token_budget`` and ``instruction`` say what was given or
+    chosen and cannot be set; ``max_tokens`` can be set between calls.
 
     Raises:
         CheckpointError: the checkpoint cannot be found, read or run.
@@ -111,8 +114,7 @@ class Reranker(Engine[Pair, Score]):
         TypeError: an argument of another type.
     """
 
-    _unit, _named = "pair", "pair {}"
-    _encoder: PairEncoder
+    core: Core[PairEncoder, ScoringTask]
 
     def __init__(
         self,
@@ -126,22 +128,28 @@ class Reranker(Engine[Pair, Score]):
         graph: bool | None = None,
         vision_cache: int = 1 << 30,
     ) -> None:
-        if instruction is not None:
-            check_text("instruction", instruction)
         checkpoint = open_checkpoint(model)
-        encoder = PairEncoder.of(checkpoint, max_tokens)
-        self.instruction = instruction
+        encoder = PairEncoder.of(checkpoint, max_tokens, instruction)
+        self._instruction = instruction
         w, bias = checkpoint.classifier_vector(encoder.yes, encoder.no)
         super().__init__(
-            checkpoint,
-            encoder,
-            lambda device: _ScoreHead(w.to(device), bias),
-            device=device,
-            dtype=dtype,
-            token_budget=token_budget,
-            graph=graph,
-            vision_cache=vision_cache,
+            Core(
+                checkpoint,
+                encoder,
+                ScoringTask(w, bias),
+                device=device,
+                dtype=dtype,
+                token_budget=token_budget,
+                graph=graph,
+                vision_cache=vision_cache,
+            )
         )
+
+    @property
+    def instruction(self) -> str | None:
+        """What counts as relevant, for calls and templated pairs that do not say; None is the
+        default the model was published with."""
+        return self._instruction
 
     def score(
         self,
@@ -181,9 +189,7 @@ class Reranker(Engine[Pair, Score]):
             NonFiniteScore: the weights or the arithmetic gave a NaN or an infinity.
             DeviceError: the device failed; `OutOfMemory` and `EngineClosed` say what that leaves.
         """
-        results = self.details(
-            query, documents, instruction=instruction, media=media, progress=progress
-        )
+        results = self._details(query, documents, instruction, media, progress)
         self._warn_of_cuts(results)
         return [result.score for result in results]
 
@@ -197,12 +203,23 @@ class Reranker(Engine[Pair, Score]):
         progress: bool | None = None,
     ) -> list[Score]:
         """Like `score`, with the logit and the token counts of each pair."""
-        reader = Reader(media)
+        return self._details(query, documents, instruction, media, progress)
+
+    def _details(
+        self,
+        query: Any,
+        documents: Sequence[Any],
+        instruction: str | None,
+        media: Media | None,
+        progress: bool | None,
+    ) -> list[Score]:
+        self.core.failures.check_usable()
+        reader, encoder = Reader(media), self.core.encoder
         pairs = [
-            self.pair(f"documents[{i}]", q, document, instruction, reader)
+            encoder.pair(f"documents[{i}]", q, document, instruction, reader)
             for i, (q, document) in enumerate(pair_up(query, documents))
         ]
-        return self.run(pairs, progress=progress)
+        return self.core.results(pairs, progress=progress)
 
     def rank(
         self,
@@ -228,9 +245,7 @@ class Reranker(Engine[Pair, Score]):
         if top_n is not None:
             top_n = check_int("top_n", top_n, "a positive int or None", 1)
         documents = check_list("documents", documents)
-        results = self.details(
-            query, documents, instruction=instruction, media=media, progress=progress
-        )
+        results = self._details(query, documents, instruction, media, progress)
         self._warn_of_cuts(results)
         # the logit orders documents whose scores round to the same float
         order = sorted(range(len(results)), key=lambda i: -results[i].logit)[:top_n]
@@ -245,25 +260,11 @@ class Reranker(Engine[Pair, Score]):
         media: Media | None = None,
     ) -> Explanation:
         """The prompt that `score` runs for this pair."""
-        pair = self.pair("document", query, document, instruction, Reader(media))
-        return self._encoder.explain(pair)
-
-    def pair(
-        self,
-        name: str,
-        query: object,
-        document: object,
-        instruction: str | None = None,
-        reader: Reader | None = None,
-    ) -> Pair:
-        """Reads and validates one pair for `run`; ``name`` is what error messages call it."""
-        self._check_usable()
-        return self._encoder.pair(name, query, document, instruction, reader, self.instruction)
-
-    def result(self, prompt: Prompt, row: torch.Tensor, name: str) -> Score:
-        self._check_finite(row, name)
-        score, logit = row.tolist()
-        return Score(score, logit, len(prompt.ids), prompt.truncated)
+        self.core.failures.check_usable()
+        encoder = self.core.encoder
+        return encoder.explain(
+            encoder.pair("document", query, document, instruction, Reader(media))
+        )
 
 
 def score(

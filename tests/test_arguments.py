@@ -249,7 +249,7 @@ class TestMaxTokens:
             assert np.abs(vector - whole.vector).max() > 1e-4
 
     def test_a_prompt_that_leaves_no_room(self, engine):
-        least = engine._encoder._least
+        least = engine.core.encoder._least
         assert 16 <= least - len(engine.explain("", "").ids) < 20
         with pytest.raises(ValueError, match=f"max_tokens must be an int from {least} to 40960"):
             engine.max_tokens = least - 1
@@ -296,7 +296,7 @@ class TestVectorsOfNoLength:
     @pytest.fixture
     def zeros(self, embedder, monkeypatch):
         """The second of four inputs has a vector that begins with 8 zeros."""
-        passes = embedder.passes
+        passes = embedder.core.rows
 
         def some(*args):
             for prompt, row in passes(*args):
@@ -305,7 +305,7 @@ class TestVectorsOfNoLength:
                     row[:8] = 0
                 yield prompt, row
 
-        monkeypatch.setattr(embedder, "passes", some)
+        monkeypatch.setattr(embedder.core, "rows", some)
         return ["one", "two two two", "one one", "two two two"]
 
     def test_is_an_error_that_names_the_first_index(self, embedder, zeros):
@@ -333,8 +333,8 @@ class TestVectorsOfNoLength:
 
 class TestMemory:
     def test_too_little_for_a_pass_on_a_cpu(self, engine, monkeypatch):
-        monkeypatch.setattr(engine, "_model", lambda *args, **options: torch.empty(2**48))
-        engine._model.no_prefix = Reranker("demo")._model.no_prefix
+        monkeypatch.setattr(engine.core, "model", lambda *args, **options: torch.empty(2**48))
+        engine.core.model.no_prefix = Reranker("demo").core.model.no_prefix
         with pytest.raises(OutOfMemory, match=r"cpu has too little .*; the engine can be used aga"):
             engine.score(QUERY, TEXTS)
         monkeypatch.undo()
@@ -342,14 +342,17 @@ class TestMemory:
 
     @pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
     def test_other_allocators(self, engine, error):
-        with pytest.raises(OutOfMemory, match="cpu has too little free"), engine._failures():
+        with (
+            pytest.raises(OutOfMemory, match="cpu has too little free"),
+            engine.core.failures.named(),
+        ):
             raise error("no more")
 
     def test_too_little_for_the_weights(self, monkeypatch):
         def load(*args):
             torch.empty(2**48)
 
-        monkeypatch.setattr("pyrerank.engine.engine.Decoder.load", load)
+        monkeypatch.setattr("pyrerank.engine.core.Decoder.load", load)
         with pytest.raises(OutOfMemory, match=r"cpu has too little .*; no engine was made"):
             Reranker("demo", device="cpu")
 
@@ -358,14 +361,14 @@ class TestMemory:
         for engine in engines:
             engine.explain("a", "b") if isinstance(engine, Reranker) else engine.embed(["a"])
         gc.collect()
-        parts = [("_encoder",), ("_encoder", "_tokenizer"), ("_model", "decoder")]
+        parts = [("encoder",), ("encoder", "_tokenizer"), ("model", "decoder")]
         held = []
         for engine in engines:
             for names in parts:
-                part = engine
+                part = engine.core
                 for name in names:
                     part = getattr(part, name)
-                if not isinstance(part, type(engine._encoder._tokenizer)):  # no weak references
+                if not isinstance(part, type(engine.core.encoder._tokenizer)):  # no weak references
                     held.append(weakref.ref(part))
         gc.disable()
         try:

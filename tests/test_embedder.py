@@ -136,7 +136,7 @@ def test_a_formatted_input_is_the_plain_one(checkpoint, family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_control_tokens_in_a_text_stay_text(checkpoint, family):
     engine = Embedder(checkpoint(family), dtype="float32")
-    [prompt] = engine._encoder.encode([engine.input("inputs[0]", TEXTS[-1])])
+    [prompt] = engine.core.encoder.encode([engine.core.encoder.input("inputs[0]", TEXTS[-1])])
     controls = [id for id in prompt.ids if id >= 151643]
     assert controls == ([151643] if family == "qwen3" else [151644, 151645] * 2 + [151644])
 
@@ -145,8 +145,10 @@ def test_control_tokens_in_a_text_stay_text(checkpoint, family):
 def test_long_texts_lose_their_end_and_keep_the_prompt(checkpoint, family):
     engine = Embedder(checkpoint(family), dtype="float32")
     long = "The rain in Spain stays mainly in the plain. " * 1500
-    items = [engine.input("inputs[0]", text, "Find it.") for text in (long, "The rain")]
-    cut, short = engine._encoder.encode(items)
+    items = [
+        engine.core.encoder.input("inputs[0]", text, "Find it.") for text in (long, "The rain")
+    ]
+    cut, short = engine.core.encoder.encode(items)
     assert len(cut.ids) == 8192 and cut.truncated > 5000
     tail = 1 if family == "qwen3" else 5
     assert cut.ids[-tail:] == short.ids[-tail:]
@@ -165,9 +167,9 @@ def test_in_any_batch_as_alone(checkpoint, data):
 def test_what_is_equal_is_computed_once(checkpoint):
     engine = Embedder(checkpoint("qwen3"), dtype="float32")
     once = engine.embed(TEXTS)
-    computed = engine.computed
+    computed = engine.core.computed
     again = engine.embed([*TEXTS, *({"text": text} for text in TEXTS)])
-    assert engine.computed == 2 * computed
+    assert engine.core.computed == 2 * computed
     np.testing.assert_array_equal(again, np.concatenate([once, once]))
 
 

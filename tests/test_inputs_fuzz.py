@@ -170,8 +170,8 @@ def not_run(*_: object, **__: object) -> None:
 def test_malformed_contents_are_refused_by_name(case, engines, monkeypatch):
     value, error, message = MALFORMED[case]
     documents = [*GOOD, value]
-    monkeypatch.setattr(engines.reranker, "passes", not_run)
-    monkeypatch.setattr(engines.embedder, "passes", not_run)
+    monkeypatch.setattr(engines.reranker.core, "rows", not_run)
+    monkeypatch.setattr(engines.embedder.core, "rows", not_run)
     calls: list[tuple[str, Callable[[], object]]] = [
         ("documents[3]", lambda: engines.reranker.score("grey?", documents)),
         ("documents[3]", lambda: engines.reranker.rank({"image": GREY}, documents, top_n=1)),

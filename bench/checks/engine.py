@@ -75,7 +75,7 @@ def against_cpu(bench: Bench, shape: str, dtype: str, graph: bool) -> Figure:
     text = f"{len(documents)} documents, scores differ by at most {worst:.1e} of {allowed:g}"
     if not graph:
         return text
-    graphs = engine.graphs
+    graphs = engine.core.graphs
     if graphs is None:
         raise Wrong("the engine gave up its graphs, and says why in a warning")
     if graphs.replays == 0 or graphs.replays < graphs.captures:
@@ -101,11 +101,11 @@ def any_batch(bench: Bench, shape: str, graph: bool) -> Figure:
 
 def eager_and_replayed(bench: Bench, shape: str) -> Figure:
     engine = open_engine(bench, shape, "bfloat16")
-    if engine.graphs is None:
+    if engine.core.graphs is None:
         raise Skip("graphs of an NPU")
     query, documents = texts(engine)
     replayed = [detail.logit for detail in engine.details(query, documents)]
-    engine.graphs = None
+    engine.core.graphs = None
     eager = [detail.logit for detail in engine.details(query, documents)]
     worst = max(abs(a - b) for a, b in zip(replayed, eager, strict=True))
     # four times the bound of a score: that is its largest slope
@@ -116,17 +116,17 @@ def eager_and_replayed(bench: Bench, shape: str) -> Figure:
 def warmup(bench: Bench, shape: str) -> tuple[str, Any]:
     """Every bucket of the default budget captured ahead; after it, no call captures."""
     engine = open_engine(bench, shape, "bfloat16", token_budget=BUDGET if bench.quick else 8192)
-    if engine.graphs is None:
+    if engine.core.graphs is None:
         raise Skip("graphs of an NPU")
     module = getattr(torch, bench.device.type)
     before = module.memory_reserved(bench.device)
     engine.warmup()
-    if engine.graphs is None:
+    if engine.core.graphs is None:
         raise Wrong("the engine gave up its graphs, and says why in a warning")
     took = module.memory_reserved(bench.device) - before
-    captures = engine.graphs.captures
+    captures = engine.core.graphs.captures
     engine.score(*texts(engine))
-    if engine.graphs is None or engine.graphs.captures != captures:
+    if engine.core.graphs is None or engine.core.graphs.captures != captures:
         raise Wrong("a call captured a graph after the warm-up")
     figure = f"{captures} graphs take {took / 2**20:.0f} MiB"
     return figure, {"graphs": captures, "bytes": took, "token_budget": engine.token_budget}

@@ -29,7 +29,7 @@ def weights(bench: Bench, shape: str) -> tuple[str, Any]:
     module = accelerator(bench)
     before = module.memory_allocated(bench.device)
     engine = open_engine(bench, shape, "bfloat16", graph=False)
-    index = engine.checkpoint.path / "model.safetensors.index.json"
+    index = engine.core.checkpoint.path / "model.safetensors.index.json"
     stored = json.loads(index.read_text())["metadata"]["total_size"]
     held = module.memory_allocated(bench.device) - before
     peak = module.max_memory_allocated(bench.device) - before

@@ -224,15 +224,14 @@ def against_cpu(bench: Bench, dtype: str, graph: bool) -> Figure:
     comparison = Comparison()
     for turn in range(2):  # the second finds every graph captured and every picture encoded
         comparison.add(f"turn {turn + 1}", scores(engine), want, bound(SHAPE, dtype))
-    if engine.features is None or engine.features.encoded != 5:
+    if engine.core.features is None or engine.core.features.encoded != 5:
         raise Wrong("pictures were not encoded once each")
     if not graph:
         return comparison.figure()
-    if engine.graphs is None:
+    graphs = engine.core.graphs
+    if graphs is None:
         raise Wrong("the engine gave up its graphs, and says why in a warning")
-    return (
-        f"{comparison.figure()}; {engine.graphs.captures} graphs, {engine.graphs.replays} replays"
-    )
+    return f"{comparison.figure()}; {graphs.captures} graphs, {graphs.replays} replays"
 
 
 CHECKS: dict[str, Check] = {

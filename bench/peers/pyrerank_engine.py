@@ -12,13 +12,13 @@ class Engine:
 
     @property
     def computed(self) -> int:
-        return int(self._engine.computed)
+        return int(self._engine.core.computed)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name.startswith("_"):
             super().__setattr__(name, value)
         else:  # a switch
-            setattr(self._engine, name, value)
+            setattr(self._engine.core, name, value)
 
     def score(self, query: Any, documents: list[Any]) -> list[float]:
         scores: list[float] = self._engine.score(query, documents, progress=False)

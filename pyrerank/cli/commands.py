@@ -53,10 +53,9 @@ def explain(args: argparse.Namespace) -> int:
     _source(args, "texts", "documents")
     query, documents = _pairs(args)
     reader = Reader(_media(args))
-    encoder = PairEncoder.of(open_checkpoint(args.model), args.max_tokens)
+    encoder = PairEncoder.of(open_checkpoint(args.model), args.max_tokens, args.instruction)
     for i, document in enumerate(documents):
-        # `score` makes the pair in this way: --instruction is for documents that have none
-        pair = encoder.pair(f"documents[{i}]", query, document, None, reader, args.instruction)
+        pair = encoder.pair(f"documents[{i}]", query, document, reader=reader)
         result = encoder.explain(pair)
         ids = f"{len(result.ids)} tokens, {result.truncated} cut: {result.ids}"
         print(f"{result.text}\n\n{ids}", end="\n" if i == len(documents) - 1 else "\n\n")
@@ -98,7 +97,7 @@ def _score_lines(args: argparse.Namespace) -> int:
 
     def load() -> tuple[ScoreTask, dict[str, Any]]:
         task = ScoreTask(_reranker(args), media, query, ranked, top_n)
-        if content.visuals and task.engine.features is None:
+        if content.visuals and task.engine.core.features is None:
             raise ValueError("--query-image and --query-video need a Qwen3-VL checkpoint")
         pictures = [visual.digest.hex() for visual in content.visuals]
         own = {"--query": content.text, "pictures of the query": pictures, "--top-n": top_n}

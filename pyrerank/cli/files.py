@@ -76,7 +76,7 @@ def _settings(
     return {
         "pyrerank's version": __version__,
         "the command": args.command,
-        "--model": identity(task.engine.checkpoint),
+        "--model": identity(task.engine.core.checkpoint),
         "--device": task.engine.device.type,  # the kind, because the index may change
         "--dtype": str(task.engine.dtype).removeprefix("torch."),
         "the limit of tokens": task.engine.max_tokens,

@@ -107,8 +107,9 @@ class ScoreTask:
             check_list("documents", item["documents"])
             documents = {f"documents[{i}]": given for i, given in enumerate(item["documents"])}
         query = item.get("query", self.query)
+        instruction, encoder = item.get("instruction"), self.engine.core.encoder
         pairs = {
-            name: self.engine.pair(name, query, document, item.get("instruction"), reader)
+            name: encoder.pair(name, query, document, instruction, reader)
             for name, document in documents.items()
         }
         if self.ranked:  # answers repeat whole documents, of which `pair` has checked only a part
@@ -148,7 +149,7 @@ class EmbedTask:
         """
         instruction = item.get("instruction", self.instruction)  # a line's null asks for none
         content = content_of(item, "instruction")
-        return {"input": self.engine.input("input", content, instruction, reader)}
+        return {"input": self.engine.core.encoder.input("input", content, instruction, reader)}
 
     def answer(self, item: dict[str, Any], results: list[Any]) -> dict[str, Any]:
         [result] = results
@@ -229,11 +230,10 @@ def _records(task: ScoreTask | EmbedTask, chunk: list[Line]) -> tuple[list[dict[
 
 def _outcomes(task: ScoreTask | EmbedTask, inputs: list[Any]) -> dict[Any, Any]:
     """Returns the result of each pair or input, or a str that says what is wrong with it."""
-    engine: Any = task.engine
     try:
         return {
             one: str(result) if isinstance(result, NonFiniteScore) else result
-            for one, result in engine.outcomes(inputs, progress=False)
+            for one, result in task.engine.core.outcomes(inputs, progress=False)
         }
     except (OutOfMemory, MemoryError) as error:
         if len(inputs) == 1:

@@ -23,6 +23,7 @@ from pyrerank.devices.attention import FusedInfer
 from pyrerank.devices.select import reserve, runtime
 from pyrerank.engine.batch import MAX_SEQUENCES, SHARED_PER_TOKEN, Batch, pack, pad
 from pyrerank.engine.features import Features
+from pyrerank.errors import PyrerankError
 
 # Tokens of the buckets grow by a quarter of a power of two: 128, 160, 192, 224, 256, 320, ...
 # Of a bucket's rows at most a fifth is padding, but for a batch of less than 128 tokens.
@@ -60,7 +61,7 @@ class Bucket:
         return (1 + SHARED_PER_TOKEN) * self.tokens + self.sequences
 
 
-class GraphError(RuntimeError):
+class GraphError(PyrerankError, RuntimeError):
     """A pass that could not be captured or replayed."""
 
 

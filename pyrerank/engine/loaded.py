@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 
@@ -19,7 +19,7 @@ from pyrerank.devices.select import check_process, forked, resolve, resolve_dtyp
 from pyrerank.engine.engine import Engine
 from pyrerank.weights.find import find_folder
 
-E = TypeVar("E", bound=Engine[Any, Any])
+E = TypeVar("E", bound=Engine)
 
 FILES = ("*.json", "*.jinja", "*.safetensors", "*/*.json", "*/*.safetensors")  # that loading reads
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import nn
@@ -19,6 +18,7 @@ from pyrerank.engine.batch import SHARED_PER_TOKEN, Batch
 from pyrerank.engine.prefix import Prefix
 from pyrerank.kernels import host as cpu
 from pyrerank.kernels import ops
+from pyrerank.model.heads import Head
 from pyrerank.model.layers import Linear, add_rms_norm, linear, norm_rotate, swiglu
 from pyrerank.weights.checkpoint import Checkpoint
 from pyrerank.weights.config import DecoderConfig
@@ -274,23 +274,6 @@ def interleaved_axes(mrope_section: Sequence[int]) -> torch.Tensor:
     for axis in (1, 2):
         axes[axis : 3 * mrope_section[axis] : 3] = axis
     return axes
-
-
-class Head(Protocol):
-    """From hidden states, before the final norm, to rows of results, one a sequence.
-
-    Attributes:
-        every_token: whether it wants the hidden states of all tokens, [T, hidden_size]; else those
-            of last tokens, [B, hidden_size].  Then a prompt computes all of its tokens.
-    """
-
-    @property
-    def every_token(self) -> bool: ...
-
-    def __call__(
-        self, hidden: torch.Tensor, cu_seqlens: torch.Tensor, norm: RMSNorm
-    ) -> torch.Tensor:
-        """cu_seqlens: int32 [B + 1], where each sequence starts among the T tokens."""
 
 
 @dataclass(frozen=True)

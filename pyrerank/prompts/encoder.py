@@ -213,13 +213,25 @@ class PairEncoder(Encoder[Pair]):
         self._least = self._shortest(Pair(self.default, Content(), Content()))
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, max_tokens: int | None = None) -> Self:
-        """As `Encoder.of`; refuses a checkpoint that embeds, as well."""
+    def of(
+        cls,
+        checkpoint: Checkpoint,
+        max_tokens: int | None = None,
+        instruction: str | None = None,
+    ) -> Self:
+        """As `Encoder.of`; refuses a checkpoint that embeds, as well.
+
+        ``instruction`` is for pairs for which nobody gives one; None takes what the model was
+        published with.
+        """
         if checkpoint.modules.task == "embed":
             raise CheckpointError(
                 f"{checkpoint.path} is published for embedding: use Embedder, or pyrerank embed"
             )
-        return super().of(checkpoint, max_tokens)
+        encoder = super().of(checkpoint, max_tokens)
+        if instruction is not None:
+            encoder.default = check_text("instruction", instruction)
+        return encoder
 
     def _as_published(self, prompt: str | None) -> bool:
         """Whether the chat template words pairs as the published script does."""
@@ -252,23 +264,21 @@ class PairEncoder(Encoder[Pair]):
         document: object,
         instruction: str | None = None,
         reader: Reader | None = None,
-        default: str | None = None,
     ) -> Pair:
         """Reads and validates one pair.
 
         Args:
             name: what messages call the document: ``documents[3]``, ``line 7``.
-            default: the instruction if neither ``instruction`` nor the pair has one; None takes
-                that of the template.
+            instruction: what counts as relevant; None takes that of a templated pair, or the
+                encoder's default.
 
         Raises:
             TypeError, ValueError: a content that `Reader` does not read; a lone surrogate; half a
                 template, or one with an instruction other than the one given; an instruction or
                 pictures that leave no room for text; pictures where the model reads text only.
         """
-        for given in (instruction, default):
-            if given is not None:
-                check_text("instruction", given)
+        if instruction is not None:
+            check_text("instruction", instruction)
         contents = [
             self._read(f"the query of {name}", query, reader),
             self._read(name, document, reader),
@@ -281,8 +291,7 @@ class PairEncoder(Encoder[Pair]):
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
         if own is None:
-            own = default if instruction is None else instruction
-            own = self.default if own is None else own
+            own = self.default if instruction is None else instruction
         else:
             _check_only(name, own, instruction)
             contents = [replace(c, text=t) for c, t in zip(contents, texts, strict=True)]
@@ -328,7 +337,7 @@ class InputEncoder(Encoder[Input]):
         self,
         name: str,
         value: object,
-        instruction: str | None,
+        instruction: str | None = None,
         reader: Reader | None = None,
         prompt_name: str | None = None,
     ) -> Input:

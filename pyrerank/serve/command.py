@@ -12,7 +12,6 @@ import signal
 import socket
 import sys
 from pathlib import Path
-from typing import Any
 
 from pyrerank.embedder import Embedder
 from pyrerank.engine.engine import Engine
@@ -59,7 +58,7 @@ def serve(args: argparse.Namespace, media: Media) -> int:
     _log_to_stderr()
     with _bound(args.host, args.port) as bound:
 
-        def load() -> Engine[Any, Any]:
+        def load() -> Engine:
             options = {name: getattr(args, name) for name in ("device", "dtype", "graph")}
             options["max_tokens"] = args.max_model_len
             if embeds:

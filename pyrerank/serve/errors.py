@@ -13,14 +13,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from pyrerank.errors import DeviceError, EngineClosed, NonFiniteScore
+from pyrerank.errors import DeviceError, EngineClosed, NonFiniteScore, PyrerankError
 
 LONGEST = 2000  # characters of a message; it may quote the request
 
 log = logging.getLogger("pyrerank.serve")
 
 
-class BadRequest(ValueError):
+class BadRequest(PyrerankError, ValueError):
     """A request cannot be answered; ``param`` names the field at fault."""
 
     status, type = HTTPStatus.BAD_REQUEST, "BadRequestError"

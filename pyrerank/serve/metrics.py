@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from pyrerank.engine.engine import Engine
+from pyrerank.engine.core import Core
 from pyrerank.serve.schedule import Job, Scheduler
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -55,22 +55,22 @@ class Metrics:
         """Adds the numbers that the queue and the engine count themselves."""
         waiting = Gauge("pyrerank_queue_tokens", "Tokens that wait.", registry=self.registry)
         waiting.set_function(lambda: scheduler.waiting)
-        self.registry.register(_EngineCounts(scheduler.engine))
+        self.registry.register(_EngineCounts(scheduler.engine.core))
 
 
 class _EngineCounts(Collector):
     """Reads the counters of the engine."""
 
-    def __init__(self, engine: Engine[Any, Any]) -> None:
-        self._engine = engine
+    def __init__(self, core: Core[Any, Any]) -> None:
+        self._core = core
 
     def collect(self) -> Iterable[Metric]:
-        engine = self._engine
-        counts = {"pyrerank_computed_tokens": ("Tokens that were computed.", engine.computed)}
+        core = self._core
+        counts = {"pyrerank_computed_tokens": ("Tokens that were computed.", core.computed)}
         # Each is read once, because the engine's thread may set it to None.
-        if (graphs := engine.graphs) is not None:
+        if (graphs := core.graphs) is not None:
             counts["pyrerank_graph_replays"] = ("Passes from a graph.", graphs.replays)
-        if (features := engine.features) is not None:
+        if (features := core.features) is not None:
             counts["pyrerank_pictures"] = ("Pictures encoded.", features.encoded)
         for name, (what, count) in counts.items():
             yield CounterMetricFamily(name, what, value=count)

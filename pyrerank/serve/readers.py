@@ -162,7 +162,7 @@ class Readers:
     def _encode(self, read: Sequence[Pair | Input | Prompt], limit: int | None) -> list[Prompt]:
         """Makes prompts of the items among what was read."""
         items: list[Any] = [item for item in read if not isinstance(item, Prompt)]
-        encode = self._scheduler.engine.prompts
+        encode = self._scheduler.engine.core.encoder.encode
         try:
             encoded = iter([p for chunk in _chunks(items) for p in encode(chunk, limit)])
         except ValueError as error:

@@ -1,6 +1,6 @@
 """The scheduler merges the prompts of many requests into passes of one engine.
 
-One thread uses the engine.  As long as prompts wait, they go through one `Engine.stream`, as the
+One thread uses the engine.  As long as prompts wait, they go through one `Core.stream`, as the
 prompts of one call do.  The scheduler decides as late as the engine allows which prompts a pass
 has, namely when the pass before it begins, and takes in this order:
 
@@ -33,6 +33,7 @@ from typing import Any
 
 import torch
 
+from pyrerank.engine.core import Core
 from pyrerank.engine.engine import Engine
 from pyrerank.engine.planner import common, key_of, likely_prefix, plan
 from pyrerank.errors import EngineClosed
@@ -172,7 +173,7 @@ class Scheduler:
 
     def __init__(
         self,
-        load: Callable[[], Engine[Any, Any]],
+        load: Callable[[], Engine],
         batch_wait: float = 0.0,
         watch: Callable[[int, int, float], None] = lambda prompts, tokens, seconds: None,
     ) -> None:
@@ -188,7 +189,7 @@ class Scheduler:
         self._last: Prompt | None = None  # the last prompt of the last pass, if it is known
         self._changed = threading.Condition()
         self._closed = False
-        loaded: Future[Engine[Any, Any]] = Future()
+        loaded: Future[Engine] = Future()
         self._thread = threading.Thread(
             target=self._work, args=(load, loaded), name="pyrerank-engine", daemon=True
         )
@@ -201,7 +202,7 @@ class Scheduler:
         Waits, in the caller's thread, while the queue is full of jobs of its kind, small or large.
         """
         job.mark("queued")
-        job.sort(self.engine.share_prefixes)
+        job.sort(self.engine.core.share_prefixes)
         job.done.add_done_callback(lambda _: self._drop(job))
         budget = self.engine.token_budget
 
@@ -239,23 +240,24 @@ class Scheduler:
                 self.waiting -= job.waiting
             self._changed.notify_all()
 
-    def _work(self, load: Callable[[], Engine[Any, Any]], loaded: Future[Engine[Any, Any]]) -> None:
+    def _work(self, load: Callable[[], Engine], loaded: Future[Engine]) -> None:
         try:
             engine = load()
             engine.warmup()
-            for _ in engine.stream([[Prompt([0], 0)]]):
+            core = engine.core
+            for _ in core.stream([[Prompt([0], 0)]]):
                 pass
         except BaseException as error:
             loaded.set_exception(error)
             return
         loaded.set_result(engine)
-        while self._wait(engine.token_budget):
+        while self._wait(core.token_budget):
             taken: Taken = {}
             try:
-                self._compute(engine, self._windows(engine, taken), taken)
+                self._compute(core, self._windows(core, taken), taken)
             except Exception as error:
                 log.error("a pass failed: %s: %s", type(error).__name__, error)
-                self._compute_apart(engine, taken)
+                self._compute_apart(core, taken)
 
     def _wait(self, budget: int) -> bool:
         """Waits for a job, and for up to `batch_wait` seconds until jobs fill a pass.
@@ -271,20 +273,20 @@ class Scheduler:
                 )
             return bool(self._queue) or not self._closed
 
-    def _windows(self, engine: Engine[Any, Any], taken: Taken) -> Iterator[list[Prompt]]:
+    def _windows(self, core: Core[Any, Any], taken: Taken) -> Iterator[list[Prompt]]:
         """Yields the prompts of each pass, until none waits, and adds them to ``taken``."""
         places = count()
-        while chosen := self._fill(engine):
+        while chosen := self._fill(core):
             taken.update((next(places), each) for each in chosen)
             yield [job.prompts[n] for job, n in chosen]
             yield []  # ends the pass, so that the next is filled when this one begins
 
-    def _fill(self, engine: Engine[Any, Any]) -> list[tuple[Job, int]]:
+    def _fill(self, core: Core[Any, Any]) -> list[tuple[Job, int]]:
         """Takes the prompts of one pass: the job of each, and its number there.
 
         There are none if none waits.
         """
-        budget = room = engine.token_budget
+        budget = room = core.token_budget
         chosen: list[tuple[Job, int]] = []
         with self._changed:
             self._filled += 1
@@ -296,7 +298,7 @@ class Scheduler:
             late = [job for job in kinds[False] if job.turn > self._early]
             if not large:
                 self._early = self._filled
-            previous = self._last if engine.graphs is None else None
+            previous = self._last if core.graphs is None else None
             for job in (*early, *large, *late):
                 waited = job.waiting
                 numbers, tokens = job.take(room, previous, empty=not chosen)
@@ -306,7 +308,7 @@ class Scheduler:
                 chosen += [(job, n) for n in numbers]
                 room -= tokens
                 self.waiting -= waited - job.waiting
-                previous = job.prompts[numbers[-1]] if engine.share_prefixes else None
+                previous = job.prompts[numbers[-1]] if core.share_prefixes else None
                 if job in large:
                     self._early = self._filled
                     if job.served >= TURN * budget:
@@ -320,24 +322,24 @@ class Scheduler:
         return chosen
 
     def _compute(
-        self, engine: Engine[Any, Any], windows: Iterable[Sequence[Prompt]], taken: Taken
+        self, core: Core[Any, Any], windows: Iterable[Sequence[Prompt]], taken: Taken
     ) -> None:
         """Hands out the rows of the windows, pass by pass, and removes them from ``taken``."""
-        self.began, computed = time.monotonic(), engine.computed
+        self.began, computed = time.monotonic(), core.computed
         try:
-            with closing(engine.stream(windows, keep=True)) as passes:
+            with closing(core.stream(windows, keep=True)) as passes:
                 for done, rows in passes:
                     seconds = time.monotonic() - self.began
-                    self._watch(len(rows), engine.computed - computed, seconds)
+                    self._watch(len(rows), core.computed - computed, seconds)
                     each = zip(done.members, rows, done.prompts, done.shared, strict=True)
                     for member, row, prompt, shared in each:
                         job, n = taken.pop(member)
                         job.put(n, row, len(prompt.ids) - shared)
-                    self.began, computed = time.monotonic(), engine.computed
+                    self.began, computed = time.monotonic(), core.computed
         finally:
             self.began = None
 
-    def _compute_apart(self, engine: Engine[Any, Any], taken: Taken) -> None:
+    def _compute_apart(self, core: Core[Any, Any], taken: Taken) -> None:
         """Computes each job that has no rows by itself, so that only those that fail again get the
         error."""
         for job in dict.fromkeys(job for job, _ in taken.values()):
@@ -345,7 +347,7 @@ class Scheduler:
                 continue
             own = dict(enumerate((j, n) for j, n in taken.values() if j is job))
             try:
-                self._compute(engine, [[job.prompts[n] for _, n in own.values()]], own)
+                self._compute(core, [[job.prompts[n] for _, n in own.values()]], own)
             except Exception as error:
                 if isinstance(error, EngineClosed):
                     self.lost = str(error)

@@ -17,6 +17,7 @@ import torch
 from pyrerank.embedder import Embedder, numbers
 from pyrerank.media.images import Media
 from pyrerank.media.reader import Content, Reader
+from pyrerank.prompts.encoder import PairEncoder
 from pyrerank.prompts.items import Pair, Prompt
 from pyrerank.reranker import Reranker, Score
 from pyrerank.serve import wire
@@ -136,7 +137,7 @@ class Service:
         rows = await self._rows(request, entries, job, size)
         wanted: Any = {"dim": request.dimensions, "normalize": request.use_activation}
         vectors = [
-            engine.result(prompt, row, entry.name, **wanted).vector
+            engine.core.task.result(prompt, row, entry.name, **wanted).vector
             for prompt, row, entry in zip(job.prompts, rows, entries, strict=True)
         ]
         embeddings: Sequence[list[float] | str]
@@ -192,6 +193,7 @@ class Service:
             self._check(request, second, documents, 1),
         ]
         instruction = self._instruction(request, len(documents))
+        encoder = engine.core.encoder
 
         def entry(i: int) -> Entry:
             name = f"{second}[{i}]"
@@ -203,11 +205,11 @@ class Service:
 
             def read(reader: Reader) -> Any:
                 query, document = content(queries[n]), content(documents[i])
-                pair = engine.pair(name, query, document, instruction, reader)
+                pair = encoder.pair(name, query, document, instruction, reader)
                 return Pair(
                     pair.instruction,
-                    _cut(engine, pair.query, request.max_tokens_per_query),
-                    _cut(engine, pair.document, request.max_tokens_per_doc),
+                    _cut(encoder, pair.query, request.max_tokens_per_query),
+                    _cut(encoder, pair.document, request.max_tokens_per_doc),
                 )
 
             return Entry(name, read, blamed)
@@ -216,16 +218,18 @@ class Service:
         size = Size(*map(sum, zip(*sizes, strict=True)))
         rows = await self._rows(request, entries, job, size)
         each = zip(job.prompts, rows, entries, strict=True)
-        return [engine.result(prompt, row, entry.name) for prompt, row, entry in each]
+        return [engine.core.task.result(prompt, row, entry.name) for prompt, row, entry in each]
 
     def _input(self, engine: Embedder, name: str, value: Any, instruction: str | None) -> Entry:
+        encoder = engine.core.encoder
+
         def read(reader: Reader) -> Any:
             if is_ids(value):
                 return _prompt(engine, name, value)
             if name.startswith("messages"):
                 own, said = conversation(value, name)
-                return engine.input(name, said, instruction if own is None else own, reader)
-            return engine.input(name, content(value), instruction, reader)
+                return encoder.input(name, said, instruction if own is None else own, reader)
+            return encoder.input(name, content(value), instruction, reader)
 
         return Entry(name, read, {"instruction": "instruction"})
 
@@ -330,7 +334,7 @@ class Service:
 
 def _prompt(engine: Embedder, name: str, ids: list[Any]) -> Prompt:
     """Makes a prompt of the caller's own token ids, to which nothing is added."""
-    size = engine.checkpoint.config.vocab_size
+    size = engine.core.checkpoint.config.vocab_size
     if len(ids) > engine.max_tokens:
         raise ValueError(f"{name} has {len(ids)} tokens, over the limit of {engine.max_tokens}")
     if not all(type(id) is int and 0 <= id < size for id in ids):
@@ -338,11 +342,11 @@ def _prompt(engine: Embedder, name: str, ids: list[Any]) -> Prompt:
     return Prompt(ids, 0)
 
 
-def _cut(engine: Reranker, content: Content, tokens: int | None) -> Content:
+def _cut(encoder: PairEncoder, content: Content, tokens: int | None) -> Content:
     """Cuts the text of a content to its first ``tokens`` tokens; 0 and None leave it whole."""
     if not tokens or content.text is None:
         return content
-    return replace(content, text=engine.first_tokens(content.text, tokens))
+    return replace(content, text=encoder.first_tokens(content.text, tokens))
 
 
 def _shown(request: wire.Scoring, score: Score) -> float:

@@ -77,19 +77,19 @@ def test_replay_prints_a_table_and_writes_json(folder, tmp_path):
 
 
 def test_rounds_take_turns_and_leave_the_graphs_on(engine):
-    engine.graphs = graphs = Graphs()
+    engine.core.graphs = graphs = Graphs()
     seen = []
     details = engine.details
 
     def spy(*arguments):
-        seen.append(engine.graphs)
+        seen.append(engine.core.graphs)
         return details(*arguments)
 
     engine.details = spy
     result = replay.measure(engine, 2, 20, rounds=4)
     assert seen[:4] in ([graphs, None, None, graphs], [None, graphs, graphs, None])
     assert len(seen) == 2 * (4 + replay.WARM_UP)
-    assert engine.graphs is graphs
+    assert engine.core.graphs is graphs
     assert result["replays_per_call"] == 1 and result["captures_while_measured"] == 0
     assert result["largest_logit_difference"] == 0
     low, high = result["eager_over_replay"]["q1"], result["eager_over_replay"]["q3"]
@@ -98,13 +98,13 @@ def test_rounds_take_turns_and_leave_the_graphs_on(engine):
 
 
 def test_a_case_that_is_not_replayed_is_pointed_out(engine):
-    engine.graphs = Graphs()
-    engine.graphs.run = lambda batch, prune: None
+    engine.core.graphs = Graphs()
+    engine.core.graphs.run = lambda batch, prune: None
     assert "nothing was replayed" in replay.table([replay.measure(engine, 1, 5, rounds=2)])
 
 
 def test_documents_are_different_and_of_the_length_asked_for(engine):
-    tokenizer = engine.checkpoint.tokenizer()
+    tokenizer = engine.core.checkpoint.tokenizer()
     for documents, tokens in [(64, 200), (3, 1), (2, 9000)]:
         _, texts = replay.texts(engine, documents, tokens)
         assert len(set(texts)) == documents
@@ -272,8 +272,8 @@ def test_an_engine_without_its_graphs_is_noticed(engine, tmp_path, monkeypatch):
     assert "10 documents" in checks.engine.against_cpu(bench, "tiny", "float32", graph=False)
     with pytest.raises(checks.Wrong, match="gave up its graphs"):
         checks.engine.against_cpu(bench, "tiny", "float32", graph=True)
-    engine.graphs = Graphs()
-    engine.graphs.run = lambda batch, prune: None
+    engine.core.graphs = Graphs()
+    engine.core.graphs.run = lambda batch, prune: None
     with pytest.raises(checks.Wrong, match="0 passes replayed"):
         checks.engine.against_cpu(bench, "tiny", "float32", graph=True)
 

@@ -138,7 +138,7 @@ def test_pyrerank_computes_the_least(name, folders, tmp_path):
         tuple(tokens[:end]) for tokens in map(work.tokens, encoded) for end in range(len(tokens))
     }
     # the empty one is of all; each prompt, whole, is its own
-    assert ours.computed == least.least == len(beginnings) - 1 + len(encoded)
+    assert ours.core.computed == least.least == len(beginnings) - 1 + len(encoded)
 
 
 def counted(model: torch.nn.Module, **inputs: torch.Tensor) -> dict[str, int]:

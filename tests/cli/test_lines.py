@@ -18,6 +18,7 @@ from pyrerank import DeviceError, Embedder, Media, OutOfMemory, Reranker
 from pyrerank.cli.jsonl import EmbedTask, ScoreTask, process
 from pyrerank.cli.main import main
 from pyrerank.cli.outputs import JsonLines, NpyRows
+from pyrerank.engine.core import Core
 
 pytestmark = pytest.mark.slow
 
@@ -218,7 +219,7 @@ def test_a_row_that_is_not_finite(score, embed):
 
 
 def test_what_takes_too_much_memory_is_worked_alone(embed, monkeypatch):
-    outcomes = embed.engine.outcomes
+    outcomes = embed.engine.core.outcomes
 
     def short(inputs, progress):
         if len(inputs) > 1 or inputs[0].content.text == "large":
@@ -226,12 +227,12 @@ def test_what_takes_too_much_memory_is_worked_alone(embed, monkeypatch):
         return outcomes(inputs, progress=progress)
 
     clean, _ = worked(embed, GOOD["embed"])
-    monkeypatch.setattr(embed.engine, "outcomes", short)
+    monkeypatch.setattr(embed.engine.core, "outcomes", short)
     records, errors = worked(embed, [*GOOD["embed"], line(text="large")])
     assert errors == 1 and records[:2] == clean
     assert records[2]["error"] == "input: cpu has too little free memory"
     with pytest.raises(OutOfMemory):  # for any of several: no line is to blame
-        monkeypatch.setattr(embed.engine, "outcomes", lambda *_, **__: short([1, 2], None))
+        monkeypatch.setattr(embed.engine.core, "outcomes", lambda *_, **__: short([1, 2], None))
         worked(embed, GOOD["embed"])
 
 
@@ -239,7 +240,7 @@ def test_a_device_that_fails_stops_and_says_how_to_go_on(model, tmp_path, monkey
     def lost(*_: object, **__: object) -> None:
         raise DeviceError("npu:0 failed")
 
-    monkeypatch.setattr(Reranker, "outcomes", lost)
+    monkeypatch.setattr(Core, "outcomes", lost)
     source = tmp_path / "in"
     source.write_bytes(line(query="q", document="d"))
     files = ["--input", str(source), "--output", str(tmp_path / "out")]

@@ -21,12 +21,14 @@ DIM = 5
 
 
 class Engine:
-    """Vectors that tell which batch they were made in, as real ones do in their last bits."""
+    """Also its core and its encoder.  Vectors tell which batch they were made in, as real ones do
+    in their last bits."""
 
     dim = DIM
 
     def __init__(self) -> None:
         self.ran = 0
+        self.core = self.encoder = self
 
     def input(self, name: str, content: dict, instruction: object, reader: object) -> int:
         if content["text"] == "bad":

@@ -131,7 +131,7 @@ class TestBatches:
         documents = data.draw(st.lists(st.sampled_from(POOL), min_size=1, max_size=64))
         budget = data.draw(st.sampled_from([1, 300, 1000, 8192]))
         other = twin(engine)
-        other.token_budget = budget
+        other.core.token_budget = budget
         scores = other.score(QUERY, documents)
         assert scores == pytest.approx([alone[d] for d in documents], abs=BATCH_TOLERANCE)
 
@@ -218,8 +218,8 @@ class TestSwitches:
         for share in (False, True):
             for prune in (False, True):
                 for budget in (8192, 300, 1):
-                    engine.share_prefixes, engine.prune_last_layer = share, prune
-                    engine.token_budget = budget
+                    engine.core.share_prefixes, engine.core.prune_last_layer = share, prune
+                    engine.core.token_budget = budget
                     scores[share, prune, budget] = engine.score(
                         *map(list, zip(*pairs, strict=True))
                     )
@@ -231,32 +231,40 @@ class TestSwitches:
     @pytest.mark.parametrize("budget", [8192, 500, 1])
     def test_computed_tokens_are_the_least_that_sharing_allows(self, checkpoint, budget):
         engine = Reranker(checkpoint("qwen3 tied"), dtype="float32", token_budget=budget)
-        pairs = [engine.pair("", query, text) for query in ("a", "b c") for text in POOL[:20]]
-        prompts = [prompt.ids for prompt in engine._encoder.encode(pairs)]
-        engine.run(pairs)
-        assert engine.computed == trie(prompts)
-        engine.share_prefixes = False
-        engine.run(pairs)
-        assert engine.computed == trie(prompts) + sum(map(len, prompts))
+        pairs = [
+            engine.core.encoder.pair("", query, text)
+            for query in ("a", "b c")
+            for text in POOL[:20]
+        ]
+        prompts = [prompt.ids for prompt in engine.core.encoder.encode(pairs)]
+        engine.core.results(pairs)
+        assert engine.core.computed == trie(prompts)
+        engine.core.share_prefixes = False
+        engine.core.results(pairs)
+        assert engine.core.computed == trie(prompts) + sum(map(len, prompts))
 
     def test_however_far_apart_they_are_in_the_call(self, checkpoint, monkeypatch):
         monkeypatch.setattr("pyrerank.engine.planner.WINDOW", 10)
         engine = Reranker(checkpoint("qwen3 tied"), dtype="float32")
         pairs = [
-            engine.pair("", f"{query} is the question", text)
+            engine.core.encoder.pair("", f"{query} is the question", text)
             for text in POOL[:5]
             for query in ("Who", "What", "When", "Where", "Why", "How")
         ]
-        engine.run(pairs)
-        assert engine.computed == trie([prompt.ids for prompt in engine._encoder.stream(pairs)])
+        engine.core.results(pairs)
+        assert engine.core.computed == trie(
+            [prompt.ids for prompt in engine.core.encoder.stream(pairs)]
+        )
 
     def test_what_is_equal_is_computed_once(self, checkpoint):
         engine = Reranker(checkpoint("qwen3 tied"), dtype="float32")
         texts = POOL[:5]
         forms = [form for t in texts for form in (t, {"text": t}, [{"type": "text", "text": t}])]
         results = engine.details(QUERY, [*forms, *texts[::-1]])
-        [*prompts] = engine._encoder.stream([engine.pair("", QUERY, text) for text in texts])
-        assert engine.computed == trie([prompt.ids for prompt in prompts])
+        [*prompts] = engine.core.encoder.stream(
+            [engine.core.encoder.pair("", QUERY, text) for text in texts]
+        )
+        assert engine.core.computed == trie([prompt.ids for prompt in prompts])
         for n in range(len(texts)):
             assert results[3 * n] == results[3 * n + 1] == results[3 * n + 2] == results[-1 - n]
 
@@ -266,7 +274,7 @@ class TestSwitches:
         results = engine.details(QUERY, documents)
         assert len({result.score for result in results}) == 1
         # the last one is computed for each prompt
-        assert engine.computed == results[0].tokens + 2
+        assert engine.core.computed == results[0].tokens + 2
 
     def test_results_come_in_the_order_of_the_call(self, engine, monkeypatch):
         monkeypatch.setattr("pyrerank.engine.planner.WINDOW", 5)
@@ -281,7 +289,7 @@ class TestPreparation:
         self, engine, monkeypatch
     ):
         texts = [f"text {i}" for i in range(600)]
-        encode = engine._encoder.encode
+        encode = engine.core.encoder.encode
 
         def fail(items):
             if items[0].document.text != "text 0":
@@ -290,20 +298,20 @@ class TestPreparation:
 
         with monkeypatch.context() as patched:
             patched.setattr("pyrerank.engine.planner.WINDOW", 8)
-            patched.setattr(engine._encoder, "encode", fail)
+            patched.setattr(engine.core.encoder, "encode", fail)
             narrow = twin(engine)
-            narrow.token_budget = 300
+            narrow.core.token_budget = 300
             with pytest.raises(RuntimeError, match="of the second lot"):
                 narrow.score(QUERY, texts)
-            assert narrow.computed > engine.computed  # the first lot was not held back
+            assert narrow.core.computed > engine.core.computed  # the first lot was not held back
         assert not waiting_threads()
         assert len(engine.score(QUERY, texts[:2])) == 2
 
     def test_leaving_early_leaves_no_thread(self, engine):
-        pairs = [engine.pair("", QUERY, text) for text in POOL]
+        pairs = [engine.core.encoder.pair("", QUERY, text) for text in POOL]
         narrow = twin(engine)
-        narrow.token_budget = 1
-        passes = narrow.passes(narrow._encoder.stream(pairs), len(pairs), "pair", False)
+        narrow.core.token_budget = 1
+        passes = narrow.core.rows(narrow.core.encoder.stream(pairs), len(pairs), False)
         next(passes)
         assert waiting_threads()
         passes.close()

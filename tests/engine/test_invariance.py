@@ -68,9 +68,9 @@ def engine(request, tmp_path_factory) -> Reranker:
 
 @pytest.fixture
 def switched(engine: Reranker) -> Reranker:
-    before = engine.share_prefixes, engine.prune_last_layer, engine.token_budget
+    before = engine.core.share_prefixes, engine.core.prune_last_layer, engine.token_budget
     yield engine
-    engine.share_prefixes, engine.prune_last_layer, engine.token_budget = before
+    engine.core.share_prefixes, engine.core.prune_last_layer, engine.core.token_budget = before
 
 
 def logits(engine: Reranker, query: object, documents: list[object]) -> list[float]:
@@ -84,8 +84,8 @@ def test_each_optimisation_changes_no_bit(switched, kind, query):
     alone = [logits(switched, query, [document])[0] for document in documents]
     assert len(set(alone)) == len(documents)
     for share, prune, budget in SWITCHES:
-        switched.share_prefixes, switched.prune_last_layer = share, prune
-        switched.token_budget = budget
+        switched.core.share_prefixes, switched.core.prune_last_layer = share, prune
+        switched.core.token_budget = budget
         assert logits(switched, query, documents) == alone, (share, prune, budget)
 
 
@@ -125,22 +125,32 @@ def test_embeddings(tmp_path):
 
 @pytest.mark.parametrize("kind", list(CONTENTS))
 def test_what_a_stream_leaves_changes_no_bit_of_the_next(switched, kind):
-    prompts = switched.prompts(
-        [switched.pair("a pair", q, d) for q in ("steam", "mills") for d in CONTENTS[kind]]
+    prompts = switched.core.encoder.encode(
+        [
+            switched.core.encoder.pair("a pair", q, d)
+            for q in ("steam", "mills")
+            for d in CONTENTS[kind]
+        ]
     )
     head = (
-        len(switched.prompts([switched.pair("a pair", "steam", "x")])[0].ids) - len("steam x") - 9
+        len(
+            switched.core.encoder.encode([switched.core.encoder.pair("a pair", "steam", "x")])[
+                0
+            ].ids
+        )
+        - len("steam x")
+        - 9
     )
 
     def rows(keep: bool) -> tuple[list[list[float]], int]:
         """Of a stream for each prompt; and what they computed."""
-        computed, found = switched.computed, []
+        computed, found = switched.core.computed, []
         for prompt in prompts:
-            [(_, row)] = switched.stream([[prompt]], keep=keep)
+            [(_, row)] = switched.core.stream([[prompt]], keep=keep)
             found += row.tolist()
-        return found, switched.computed - computed
+        return found, switched.core.computed - computed
 
-    list(switched.stream([[prompts[0]]]))  # leaves nothing
+    list(switched.core.stream([[prompts[0]]]))  # leaves nothing
     alone, all_tokens = rows(keep=False)
     assert all_tokens == sum(len(prompt.ids) for prompt in prompts)
     kept, fewer = rows(keep=True)
@@ -149,16 +159,18 @@ def test_what_a_stream_leaves_changes_no_bit_of_the_next(switched, kind):
 
 
 def test_a_stream_that_fails_or_ends_early_leaves_nothing(switched, monkeypatch):
-    [prompt] = switched.prompts([switched.pair("a pair", "steam", "mills")])
-    [(_, want)] = switched.stream([[prompt]], keep=True)
+    [prompt] = switched.core.encoder.encode(
+        [switched.core.encoder.pair("a pair", "steam", "mills")]
+    )
+    [(_, want)] = switched.core.stream([[prompt]], keep=True)
     with monkeypatch.context() as patch:
-        patch.setattr(switched, "_forward", lambda run, batch, prefix: 1 / 0)
+        patch.setattr(switched.core, "_forward", lambda run, batch, prefix: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            list(switched.stream([[prompt]], keep=True))
-    early = switched.stream([[prompt], [prompt]], keep=True)
+            list(switched.core.stream([[prompt]], keep=True))
+    early = switched.core.stream([[prompt], [prompt]], keep=True)
     next(early)
     early.close()
-    computed = switched.computed
-    [(_, rows)] = switched.stream([[prompt]], keep=True)
-    assert switched.computed - computed == len(prompt.ids)
+    computed = switched.core.computed
+    [(_, rows)] = switched.core.stream([[prompt]], keep=True)
+    assert switched.core.computed - computed == len(prompt.ids)
     assert rows.tolist() == want.tolist()

@@ -172,14 +172,14 @@ def test_max_tokens_is_of_the_call(engines):
 def test_closing_waits_for_a_call_of_another_thread(engines, monkeypatch):
     want = score()
     engine = engines.made[0]()
-    forward, entered, go = engine._forward, threading.Event(), threading.Event()
+    forward, entered, go = engine.core._forward, threading.Event(), threading.Event()
 
     def waiting(*args):
         entered.set()
         assert go.wait(60)
         return forward(*args)
 
-    monkeypatch.setattr(engine, "_forward", waiting)
+    monkeypatch.setattr(engine.core, "_forward", waiting)
     with ThreadPoolExecutor(2) as pool:
         call = pool.submit(score)
         assert entered.wait(60)

@@ -181,21 +181,25 @@ class TestPrompts:
     @pytest.mark.parametrize("query", QUERIES)
     def test_equal_the_published_ones(self, engine, published, query, document):
         (q, query_parts), (d, document_parts) = QUERIES[query], CONTENTS[document]
-        [got] = engine()._encoder.encode([engine().pair("document", q, d)])
+        [got] = engine().core.encoder.encode([engine().core.encoder.pair("document", q, d)])
         want = published.prompt(query_parts, document_parts)
         check_prompt(got, want, published.model)
         assert got.truncated == 0
 
     def test_equal_for_frames_larger_than_an_image_may_be(self, engine, published):
         frames = [frame.resize((1920, 1090)) for frame in pan(2)]
-        [got] = engine()._encoder.encode([engine().pair("document", "Which?", {"video": frames})])
+        [got] = engine().core.encoder.encode(
+            [engine().core.encoder.pair("document", "Which?", {"video": frames})]
+        )
         want = published.prompt("Which?", [Clip.of_pictures(frames)])
         check_prompt(got, want, published.model)
 
     @settings(max_examples=40)
     @given(query=mixed(), document=mixed())
     def test_equal_for_any_pair(self, engine, published, query, document):
-        [got] = engine()._encoder.encode([engine().pair("document", query[0], document[0])])
+        [got] = engine().core.encoder.encode(
+            [engine().core.encoder.pair("document", query[0], document[0])]
+        )
         check_prompt(got, published.prompt(query[1], document[1]), published.model)
 
 
@@ -251,7 +255,9 @@ class TestParity:
         text = "The rain in Spain stays mainly in the plain. " * 1200
         parts = [Clip.of_pictures(pan(3)), opened(CAT), text]
         value = {"image": CAT, "text": text, "video": pan(3)}
-        [prompt] = engine()._encoder.encode([engine().pair("document", "Which?", value)])
+        [prompt] = engine().core.encoder.encode(
+            [engine().core.encoder.pair("document", "Which?", value)]
+        )
         check_prompt(prompt, published.prompt("Which?", parts), published.model)
         [result] = engine().details("Which?", [value])
         assert result.tokens == len(prompt.ids) == 10240 + 5
@@ -376,14 +382,16 @@ class TestEmbeddings:
     @pytest.mark.parametrize("name", CONTENTS)
     def test_prompts_equal_the_published_ones(self, engine, published, name, instruction):
         value, parts = CONTENTS[name]
-        [got] = engine._encoder.encode([engine.input("inputs[0]", value, instruction)])
+        [got] = engine.core.encoder.encode(
+            [engine.core.encoder.input("inputs[0]", value, instruction)]
+        )
         want = published("qwen3-vl").prompt(parts, instruction)
         check_prompt(got, want, published("qwen3-vl").model)
 
     @settings(max_examples=20)
     @given(content=mixed())
     def test_prompts_equal_for_any_content(self, engine, published, content):
-        [got] = engine._encoder.encode([engine.input("inputs[0]", content[0])])
+        [got] = engine.core.encoder.encode([engine.core.encoder.input("inputs[0]", content[0])])
         want = published("qwen3-vl").prompt(content[1])
         check_prompt(got, want, published("qwen3-vl").model)
 
@@ -391,7 +399,7 @@ class TestEmbeddings:
         text = "The rain in Spain stays mainly in the plain. " * 1000
         value = {"text": text, "image": [CAT, COFFEE]}
         want = published("qwen3-vl").prompt([opened(CAT), opened(COFFEE), text])
-        [got] = engine._encoder.encode([engine.input("inputs[0]", value)])
+        [got] = engine.core.encoder.encode([engine.core.encoder.input("inputs[0]", value)])
         check_prompt(got, want, published("qwen3-vl").model)
         assert len(got.ids) == 8192 and got.truncated > 1000
 
@@ -410,20 +418,20 @@ class TestCounting:
     def test_a_query_image_once_for_all_documents(self, reranker):
         engine = Reranker(reranker, dtype="float32", token_budget=1000)
         engine.score({"image": COFFEE}, [f"Document {i}" for i in range(100)])
-        assert engine.features.encoded == 1
+        assert engine.core.features.encoded == 1
         engine.score({"image": COFFEE}, ["Another"])
-        assert engine.features.encoded == 1  # remembered between calls
+        assert engine.core.features.encoded == 1  # remembered between calls
 
     def test_pages_once_for_all_queries(self, reranker, twelve):
         engine = Reranker(reranker, dtype="float32", token_budget=2000)
         queries = [f"Query {i}?" for i in range(20)]
         pairs = list(itertools.product(queries, [{"image": page} for page in twelve]))
         scores = engine.score(*map(list, zip(*pairs, strict=True)), media=FEW)
-        assert engine.features.encoded == 12
+        assert engine.core.features.encoded == 12
         documents = [{"image": page} for page in twelve]
         again = engine.score(queries[-1], documents, media=FEW)
         assert again == pytest.approx(scores[-12:], abs=BATCH_TOLERANCE)
-        assert engine.features.encoded == 12
+        assert engine.core.features.encoded == 12
 
     @staticmethod
     def room(pictures: int) -> int:
@@ -440,15 +448,15 @@ class TestCounting:
         engine = Reranker(reranker, dtype="float32", token_budget=300, vision_cache=room)
         got = engine.score(queries, documents, media=FEW)
         assert got == pytest.approx(want, abs=BATCH_TOLERANCE)
-        assert 12 < engine.features.encoded <= 24
-        assert sum(rows.nbytes for rows in engine.features._kept.values()) <= room
+        assert 12 < engine.core.features.encoded <= 24
+        assert sum(rows.nbytes for rows in engine.core.features._kept.values()) <= room
 
     def test_pictures_used_last_are_remembered(self, reranker, twelve):
         engine = Reranker(reranker, dtype="float32", vision_cache=self.room(2))
         encoded = []
         for picture in (0, 1, 0, 2, 0, 1):
             engine.score("Which?", [{"image": twelve[picture]}], media=FEW)
-            encoded.append(engine.features.encoded)
+            encoded.append(engine.core.features.encoded)
         assert encoded == [1, 2, 2, 3, 3, 4]
 
     def test_every_form_of_a_picture_is_one_picture(self, reranker):
@@ -456,12 +464,12 @@ class TestCounting:
         forms = [CAT, str(CAT), opened(CAT), CAT.read_bytes(), np.asarray(opened(CAT))]
         documents = [{"image": form, "text": f"{i}"} for i, form in enumerate(forms)]
         scores = engine.score({"image": data_uri(CAT)}, documents)
-        assert engine.features.encoded == 1
+        assert engine.core.features.encoded == 1
         assert len(set(scores)) == len(forms)
-        alone = engine.computed
+        alone = engine.core.computed
         engine.score("Which?", [{"image": CAT}])
-        alone = engine.computed - alone
-        before = engine.computed
+        alone = engine.core.computed - alone
+        before = engine.core.computed
         scores = engine.score("Which?", [{"image": form} for form in forms])
-        assert engine.computed - before == alone
+        assert engine.core.computed - before == alone
         assert len(set(scores)) == 1

@@ -38,7 +38,7 @@ class StaticGraphs:
     captures = replays = 0
 
     def __init__(self, engine: Reranker) -> None:
-        model, attend = engine._model, engine._attend
+        model, attend = engine.core.model, engine.core.attend
         self._forward = lambda batch, prune: model(batch, attend, model.no_prefix(), prune=prune)
         self._out = torch.zeros(4096, 2)
         self._entered = threading.Semaphore(1)
@@ -79,7 +79,7 @@ def test_threads_get_their_own_scores(engine, graph):
     want = [engine.score(query, TEXTS) for query in queries]
     assert len({tuple(scores) for scores in want}) == 4
     if graph:
-        engine.graphs = graphs = StaticGraphs(engine)
+        engine.core.graphs = graphs = StaticGraphs(engine)
         want = [engine.score(query, TEXTS) for query in queries]
     got = in_threads(4, lambda n: [engine.score(queries[n], TEXTS) for _ in range(5)])
     assert got == [[scores] * 5 for scores in want]
@@ -89,8 +89,8 @@ def test_threads_get_their_own_scores(engine, graph):
 def test_a_buffer_of_results_is_copied_before_another_pass_may_write_to_it(engine):
     """As the threads of the test above do, step by step: the second pass must not begin while the
     first one's results are in the buffer only."""
-    engine.graphs = StaticGraphs(engine)
-    replay, began, results = engine.graphs.run, threading.Event(), {}
+    engine.core.graphs = StaticGraphs(engine)
+    replay, began, results = engine.core.graphs.run, threading.Event(), {}
     other = threading.Thread(target=lambda: results.update(b=engine.score("b", TEXTS[:1])))
 
     def run(batch, *, prune):
@@ -105,7 +105,7 @@ def test_a_buffer_of_results_is_copied_before_another_pass_may_write_to_it(engin
 
     [want_b] = engine.score("b", TEXTS[:1])
     [want_a] = engine.score("a", TEXTS[:1])
-    engine.graphs.run = run
+    engine.core.graphs.run = run
     assert engine.score("a", TEXTS[:1]) == [want_a]
     other.join()
     assert results == {"b": [want_b]} and want_a != want_b
@@ -130,18 +130,18 @@ def test_two_engines_run_in_two_threads_at_once(engine, random_reranker):
 
 
 def test_streams_of_one_engine_take_turns_in_one_thread(engine):
-    pairs = [[engine.pair("", query, text) for text in TEXTS] for query in ("a", "b")]
-    prompts = [list(engine._encoder.stream(each)) for each in pairs]
-    want = [[rows.tolist() for _, rows in engine.stream([each])] for each in prompts]
-    streams = [engine.stream([each], keep=True) for each in prompts]
+    pairs = [[engine.core.encoder.pair("", query, text) for text in TEXTS] for query in ("a", "b")]
+    prompts = [list(engine.core.encoder.stream(each)) for each in pairs]
+    want = [[rows.tolist() for _, rows in engine.core.stream([each])] for each in prompts]
+    streams = [engine.core.stream([each], keep=True) for each in prompts]
     got = list(zip(*((r.tolist() for _, r in stream) for stream in streams), strict=True))
     assert len(got) > 2
     assert [list(each) for each in zip(*got, strict=True)] == want
     # one that is given up half-way is closed wherever the collector finds it, in a pass too
-    forward = engine._model
+    forward = engine.core.model
 
     def collecting(*args, **options):
-        cycle = [engine.stream([prompts[0]])]
+        cycle = [engine.core.stream([prompts[0]])]
         cycle.append(cycle)
         next(cycle[0])
         del cycle
@@ -156,8 +156,8 @@ def test_streams_of_one_engine_take_turns_in_one_thread(engine):
         return (collecting if calls == 1 else forward)(*args, **options)
 
     once.no_prefix = forward.no_prefix
-    engine._model, engine._prefix = once, None
-    assert [rows.tolist() for _, rows in engine.stream([prompts[1]])] == want[1]
+    engine.core.model, engine.core._prefix = once, None
+    assert [rows.tolist() for _, rows in engine.core.stream([prompts[1]])] == want[1]
 
 
 FORK = """
@@ -166,7 +166,8 @@ import pyrerank
 from pyrerank import Reranker
 engine = Reranker("demo", device="cpu")
 pyrerank.score("a", ["b"], model="demo", device="cpu")
-stream = engine.stream([[engine._encoder.encode([engine.pair("", "a", "b")])[0]]])
+encoder = engine.core.encoder
+stream = engine.core.stream([encoder.encode([encoder.pair("", "a", "b")])])
 calls = {
     "score": lambda: engine.score("a", ["b"]),
     "rank": lambda: engine.rank("a", ["b"]),
@@ -180,7 +181,7 @@ calls = {
     "function": lambda: pyrerank.score("a", ["b"], model="demo", device="cpu"),
     "embed function": lambda: pyrerank.embed(["b"], model=sys.argv[1], device="cpu"),
 }
-engine._lock.acquire()  # as by a thread that is in a pass when the process forks
+engine.core.failures.lock.acquire()  # as by a thread that is in a pass when the process forks
 sys.stdout.flush()
 child = os.fork()
 if not child:
@@ -198,7 +199,7 @@ if not child:
     sys.stdout.flush()
     os._exit(0)
 assert os.waitpid(child, 0)[1] == 0
-engine._lock.release()
+engine.core.failures.lock.release()
 print("parent", len(engine.score("a", ["b"])))
 """
 
@@ -257,10 +258,10 @@ class TestClose:
     def test_a_closed_engine_says_so_and_holds_nothing(self):
         engine = Reranker("demo", device="cpu")
         engine.score("a", ["b"])
-        held = [weakref.ref(engine._model.decoder), weakref.ref(engine.features._tower)]
+        held = [weakref.ref(engine.core.model.decoder), weakref.ref(engine.core.features._tower)]
         engine.close()
         assert [thing() for thing in held] == [None, None]
-        assert engine.graphs is None and engine.features is None
+        assert engine.core.graphs is None and engine.core.features is None
         engine.close()
         for call in (
             lambda: engine.score("a", ["b"]),
@@ -282,7 +283,7 @@ class TestClose:
 
     def test_while_another_thread_scores(self, engine):
         """The pass that runs is waited for; the call ends with an error that says why."""
-        forward, entered, go = engine._model, threading.Event(), threading.Event()
+        forward, entered, go = engine.core.model, threading.Event(), threading.Event()
         finished = []
 
         def waiting(*args, **options):
@@ -293,7 +294,7 @@ class TestClose:
             return rows
 
         waiting.no_prefix = forward.no_prefix
-        engine._model = waiting
+        engine.core.model = waiting
         with ThreadPoolExecutor(2) as pool:
             call = pool.submit(engine.score, QUERY, TEXTS)
             assert entered.wait(60)
@@ -303,16 +304,16 @@ class TestClose:
             with pytest.raises(EngineClosed, match="was closed"):
                 call.result(60)
             closing.result(60)
-        assert finished and not vars(engine).get("_model")
+        assert finished and not vars(engine.core).get("model")
 
     def test_in_a_pass_by_a_finaliser(self, engine):
-        forward = engine._model
+        forward = engine.core.model
 
         def closing(*args, **options):
             engine.close()
             return forward(*args, **options)
 
         closing.no_prefix = forward.no_prefix
-        engine._model = closing
+        engine.core.model = closing
         with pytest.raises(EngineClosed, match="was closed"):
             engine.score(QUERY, TEXTS)

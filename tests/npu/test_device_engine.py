@@ -78,9 +78,9 @@ def test_scores_are_those_of_the_cpu(device, checkpoint, on_cpu, kind, dtype, gr
     clear = (want[:, None] - want) > TOLERANCE[dtype] * 2
     assert ((got[:, None] - got) > 0)[clear].all()
     if not graph:
-        assert engine.graphs is None
+        assert engine.core.graphs is None
     else:
-        assert (engine.graphs.captures, engine.graphs.replays) == (1, 1)
+        assert (engine.core.graphs.captures, engine.core.graphs.replays) == (1, 1)
 
 
 def test_the_defaults_are_the_device_bfloat16_and_graphs_on_an_npu(device, checkpoint, on_cpu):
@@ -88,7 +88,7 @@ def test_the_defaults_are_the_device_bfloat16_and_graphs_on_an_npu(device, check
     assert (engine.device, engine.dtype) == (torch.device(device, 0), torch.bfloat16)
     got = engine.score(QUERY, DOCUMENTS)
     assert got == pytest.approx(on_cpu("qwen3", DOCUMENTS), abs=TOLERANCE["bfloat16"])
-    assert (engine.graphs is not None) == (device == "npu")
+    assert (engine.core.graphs is not None) == (device == "npu")
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE), scope="class")
@@ -110,27 +110,27 @@ class TestOneSetOfGraphs:
     @settings(max_examples=8)
     @given(documents=st.lists(st.sampled_from(POOL), min_size=1, max_size=12, unique=True))
     def test_in_any_batch_as_alone_and_eager(self, engine, eager, dtype, documents):
-        replays, captures = engine.graphs.replays, engine.graphs.captures
+        replays, captures = engine.core.graphs.replays, engine.core.graphs.captures
         scores = engine.score(QUERY, documents)
         assert scores == pytest.approx([eager[d] for d in documents], abs=BATCH_TOLERANCE[dtype])
-        assert engine.graphs.replays > replays
-        assert captures <= engine.graphs.captures <= len(engine.graphs.buckets)
+        assert engine.core.graphs.replays > replays
+        assert captures <= engine.core.graphs.captures <= len(engine.core.graphs.buckets)
 
     def test_a_bucket_is_captured_once(self, engine, eager, dtype):
         engine.warmup()
-        assert engine.graphs.captures == len(buckets(448)) == 8
-        replays = engine.graphs.replays
+        assert engine.core.graphs.captures == len(buckets(448)) == 8
+        replays = engine.core.graphs.replays
         for documents in (POOL[:2], POOL[2:4], POOL[:1], POOL[3:6]):
             got = engine.score(QUERY, documents)
             want = [eager[d] for d in documents]
             assert got == pytest.approx(want, abs=BATCH_TOLERANCE[dtype])
-        assert (engine.graphs.captures, engine.graphs.replays) == (8, replays + 4)
+        assert (engine.core.graphs.captures, engine.core.graphs.replays) == (8, replays + 4)
 
     def test_a_batch_beyond_the_largest_bucket_runs_eagerly(self, engine, on_cpu, dtype):
         document = "The rain in Spain. " * 120
-        replays = engine.graphs.replays
+        replays = engine.core.graphs.replays
         [result] = engine.details(QUERY, [document])
-        assert result.tokens > 448 and engine.graphs.replays == replays
+        assert result.tokens > 448 and engine.core.graphs.replays == replays
         assert result.score == pytest.approx(on_cpu("qwen3", [document])[0], abs=TOLERANCE[dtype])
 
 
@@ -140,16 +140,16 @@ class TestOneSetOfGraphs:
 def test_what_is_left_out_changes_no_score(device, checkpoint, on_cpu, kind, dtype, graph):
     options = {"dtype": dtype, "token_budget": 300, "graph": graph}
     engine = Reranker(checkpoint(kind), device=device, **options)
-    assert engine.share_prefixes and engine.prune_last_layer
+    assert engine.core.share_prefixes and engine.core.prune_last_layer
     want = pytest.approx(on_cpu(kind, POOL), abs=TOLERANCE[dtype])
     computed, captures = [], []
     for share in (False, True):
         for prune in (False, True):
-            engine.share_prefixes, engine.prune_last_layer = share, prune
-            before = engine.computed
+            engine.core.share_prefixes, engine.core.prune_last_layer = share, prune
+            before = engine.core.computed
             assert engine.score(QUERY, POOL) == want
-            computed.append(engine.computed - before)
-            captures.append(engine.graphs.captures if graph else 0)
+            computed.append(engine.core.computed - before)
+            captures.append(engine.core.graphs.captures if graph else 0)
     assert computed[0] == computed[1] > 1.5 * computed[2] == 1.5 * computed[3]
     if graph:
         assert 0 < captures[0] < captures[1]  # of each kind a graph
@@ -163,7 +163,7 @@ PREFIXES = [WORDS, [7, *WORDS], [1000, 7, 8], [*WORDS[:-1], 9], WORDS, [*WORDS, 
 def rows(engine: Reranker, ids: list[list[int]]) -> torch.Tensor:
     """Results of prompts of just these tokens."""
     prompts = [Prompt(list(prompt), 0) for prompt in ids]
-    return torch.stack([row for _, row in engine.passes(prompts, len(ids), "", False)])
+    return torch.stack([row for _, row in engine.core.rows(prompts, len(ids), False)])
 
 
 @pytest.fixture(scope="session")
@@ -183,13 +183,13 @@ def test_prefixes_of_any_length(device, checkpoint, alone, dtype, graph):
             checkpoint("qwen3"), device=device, dtype=dtype, token_budget=budget, graph=graph
         )
         for prune in (True, False):
-            engine.prune_last_layer = prune
+            engine.core.prune_last_layer = prune
             got = rows(engine, PREFIXES)
             assert (got - want)[:, 0].abs().max() <= TOLERANCE[dtype]
         if budget == 1024:
-            assert engine.computed == 2 * trie([Prompt(ids, 0) for ids in PREFIXES])
+            assert engine.core.computed == 2 * trie([Prompt(ids, 0) for ids in PREFIXES])
         if graph:
-            assert (engine.graphs.replays == 2) == (budget == 1024)
+            assert (engine.core.graphs.replays == 2) == (budget == 1024)
 
 
 def words(length: int, first: int) -> list[int]:
@@ -218,12 +218,14 @@ def test_buckets_that_are_filled(device, checkpoint, alone, dtype):
     engine = Reranker(checkpoint("qwen3"), device=device, dtype=dtype, token_budget=128, graph=True)
     for name, ids in FILLED.items():
         for prune in (True, False):
-            engine.prune_last_layer = prune
-            replays = engine.graphs.replays
+            engine.core.prune_last_layer = prune
+            replays = engine.core.graphs.replays
             got = rows(engine, ids)
             assert (got - alone(ids))[:, 0].abs().max() <= TOLERANCE[dtype], name
-            assert engine.graphs.replays - replays == (2 if name == "one key more" else 1), name
-    assert engine.graphs.captures == 2
+            assert engine.core.graphs.replays - replays == (2 if name == "one key more" else 1), (
+                name
+            )
+    assert engine.core.graphs.captures == 2
 
 
 def test_lengths_of_the_last_layer_are_its_own(sim, checkpoint, monkeypatch):
@@ -242,9 +244,9 @@ def test_lengths_of_the_last_layer_are_its_own(sim, checkpoint, monkeypatch):
     queries = [2, 12, 14, 14, 14, 14, 14, 14, 128]  # in their order: 5, 6; 100, ...; and 7, 8
     keys = [2, 12, 24, 25, 26, 27, 28, 29, 520]
     for prune in (False, True):
-        engine.prune_last_layer = prune
+        engine.core.prune_last_layer = prune
         rows(engine, ids)
-    layers = len(engine._model.decoder.layers)
+    layers = len(engine.core.model.decoder.layers)
     own = {"actual_seq_qlen": queries, "actual_seq_kvlen": keys}
     last = {"actual_seq_qlen": list(range(1, 10)), "actual_seq_kvlen": keys}
     assert updates == [[own] * layers, [own] * (layers - 1) + [last]]
@@ -299,8 +301,10 @@ def test_the_host_waits_once_a_batch(sim, tmp_path, graph, layers):
     engine.score(QUERY, DOCUMENTS[::-1])
     after = sim.stats()
     change = {name: after[name] - before[name] for name in after}
-    prompts = engine._encoder.encode([engine.pair("", QUERY, d) for d in DOCUMENTS])
-    [planned] = engine._plan([prompts])
+    prompts = engine.core.encoder.encode(
+        [engine.core.encoder.pair("", QUERY, d) for d in DOCUMENTS]
+    )
+    [planned] = engine.core._plan([prompts])
     batch = pack(planned.ids, planned.spans, planned.shared)
     assert change["syncs"] == 2  # torch_npu's blocking copy: the stream, then the copy itself
     assert change["d2h"] == 8 * len(DOCUMENTS)
@@ -308,7 +312,7 @@ def test_the_host_waits_once_a_batch(sim, tmp_path, graph, layers):
     assert change["updates"] == graph * layers
     assert change["mallocs"] == 0
     if graph:
-        bucket = engine.graphs.bucket(batch)
+        bucket = engine.core.graphs.bucket(batch)
         ends = 2 * (bucket.sequences + 2)  # of tokens and of keys
         assert change["h2d"] == 4 * (4 * bucket.tokens + ends + bucket.keys)
     else:
@@ -319,13 +323,15 @@ def test_the_host_waits_once_a_batch(sim, tmp_path, graph, layers):
 def test_what_a_stream_leaves_for_the_next(device, checkpoint, graph):
     engine = Reranker(checkpoint("qwen3"), device=device, dtype="float32", graph=graph)
     want = engine.score(QUERY, DOCUMENTS)
-    prompts = engine.prompts([engine.pair("", QUERY, text) for text in DOCUMENTS])
-    engine.computed = 0
+    prompts = engine.core.encoder.encode(
+        [engine.core.encoder.pair("", QUERY, text) for text in DOCUMENTS]
+    )
+    engine.core.computed = 0
     for prompt, score in zip(prompts, want, strict=True):
-        [(_, rows)] = engine.stream([[prompt]], keep=True)
+        [(_, rows)] = engine.core.stream([[prompt]], keep=True)
         assert abs(rows[0, 0].item() - score) <= BATCH_TOLERANCE["float32"]
     everything = sum(len(prompt.ids) for prompt in prompts)
-    assert engine.computed == everything if graph else engine.computed < everything / 2
+    assert engine.core.computed == everything if graph else engine.core.computed < everything / 2
 
 
 @pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
@@ -337,4 +343,4 @@ def test_embeddings_are_those_of_the_cpu(device, checkpoint, dtype, graph):
         got = engine.embed(texts)
         cosine = (got * want[POOL.index(texts[0]) :][: len(texts)]).sum(1)
         assert abs(cosine - 1).max() <= {"float32": 1e-5, "bfloat16": 5e-3}[dtype]
-    assert (engine.graphs is not None) == graph
+    assert (engine.core.graphs is not None) == graph

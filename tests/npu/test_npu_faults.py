@@ -18,6 +18,7 @@ from pyrerank.devices import select as devices
 from pyrerank.devices.attention import FusedInfer
 from pyrerank.devices.select import check_process, cpu_multiplies_bfloat16, resolve, resolve_dtype
 from pyrerank.engine.batch import pack
+from pyrerank.engine.core import Core
 from pyrerank.prompts.items import Prompt
 
 QUERY = "What is the capital of China?"
@@ -68,12 +69,12 @@ class TestMemory:
         engine = Reranker(model, device="npu", dtype="bfloat16")
         before = sim.stats(0)["bytes_now"]
         # what the capture's own pool asks for, after the inputs and the first eager pass
-        engine.graphs._forward = refuse_while_capturing(
-            engine.graphs._forward, lambda: sim.inject("malloc", times=1000), sim.revive
+        engine.core.graphs._forward = refuse_while_capturing(
+            engine.core.graphs._forward, lambda: sim.inject("malloc", times=1000), sim.revive
         )
         with pytest.warns(RuntimeWarning, match="runs eagerly from here on.*or lower token_budget"):
             got = engine.score(QUERY, DOCUMENTS)
-        assert engine.graphs is None
+        assert engine.core.graphs is None
         assert got == pytest.approx(want, abs=1e-2)
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # one warning is enough
@@ -110,12 +111,14 @@ class TestCapture:
     )
     def test_that_fails_cleanly_leaves_an_eager_engine(self, sim, model, want, what, after, code):
         engine = Reranker(model, device="npu", dtype="bfloat16")
-        engine.graphs._forward(batch_of(engine), prune=True)  # set up what the first pass sets up
-        forward = engine.graphs._forward
+        engine.core.graphs._forward(
+            batch_of(engine), prune=True
+        )  # set up what the first pass sets up
+        forward = engine.core.graphs._forward
         if not what.startswith("launch"):
             sim.inject(what)
         else:
-            engine.graphs._forward = refuse_while_capturing(
+            engine.core.graphs._forward = refuse_while_capturing(
                 forward, lambda: sim.inject(what, after=after, code=code), lambda: None
             )
         with pytest.warns(
@@ -123,29 +126,29 @@ class TestCapture:
         ):
             got = engine.score(QUERY, DOCUMENTS)
         assert got == pytest.approx(want, abs=1e-2)
-        assert engine.graphs is None
+        assert engine.core.graphs is None
         assert engine.score(QUERY, DOCUMENTS) == got
         # other engines of the process can still capture
         other = Reranker(model, device="npu", dtype="bfloat16")
         assert other.score(QUERY, DOCUMENTS) == pytest.approx(want, abs=1e-2)
-        assert other.graphs.replays == 1
+        assert other.core.graphs.replays == 1
 
     def test_without_room_for_inputs(self, sim, model, want, monkeypatch):
-        start = Reranker._start_graphs
+        start = Core._start_graphs
 
-        def without_memory(engine):
+        def without_memory(core):
             torch.npu.empty_cache()
             sim.inject("malloc", times=1000)
-            start(engine)
+            start(core)
             sim.revive()
 
-        monkeypatch.setattr(Reranker, "_start_graphs", without_memory)
+        monkeypatch.setattr(Core, "_start_graphs", without_memory)
         monkeypatch.setattr(
-            "pyrerank.engine.engine.works", lambda device: True
+            "pyrerank.engine.failures.works", lambda device: True
         )  # for want of memory
         with pytest.warns(RuntimeWarning, match="no stream or no memory for graphs"):
             engine = Reranker(model, device="npu", dtype="bfloat16", token_budget=2**24)
-        assert engine.graphs is None
+        assert engine.core.graphs is None
         assert engine.score(QUERY, DOCUMENTS) == want
 
     def test_in_warmup(self, sim, model, want):
@@ -153,7 +156,7 @@ class TestCapture:
         sim.inject("capture_begin", after=1)
         with pytest.warns(RuntimeWarning, match="could not be captured"):
             engine.warmup()
-        assert engine.graphs is None
+        assert engine.core.graphs is None
         assert engine.score(QUERY, DOCUMENTS) == pytest.approx(want, abs=1e-2)
 
 
@@ -186,7 +189,7 @@ class TestOperators:
         with pytest.warns(RuntimeWarning, match="could not be captured or replayed"):
             got = engine.score(QUERY, DOCUMENTS)
         assert got == pytest.approx(want, abs=1e-2)
-        assert engine.graphs is None and engine.score(QUERY, DOCUMENTS) == got
+        assert engine.core.graphs is None and engine.score(QUERY, DOCUMENTS) == got
 
     def test_scores_that_do_not_come_back(self, sim, engine):
         engine.score(QUERY, DOCUMENTS)
@@ -205,14 +208,16 @@ class TestOperators:
         engine = Reranker(model, device="npu", dtype="bfloat16")
         engine.score(QUERY, DOCUMENTS)
         monkeypatch.setattr(torch.npu.NPUGraph, "replay", lambda self: None)
-        monkeypatch.setattr("pyrerank.engine.engine.works", lambda device: False)
+        monkeypatch.setattr("pyrerank.engine.failures.works", lambda device: False)
         with pytest.raises(EngineClosed, match="dropped work"):
             engine.score(QUERY, DOCUMENTS)
 
 
 def batch_of(engine: Reranker):
-    prompts = engine._encoder.encode([engine.pair("", QUERY, d) for d in DOCUMENTS])
-    [planned] = engine._plan([prompts])
+    prompts = engine.core.encoder.encode(
+        [engine.core.encoder.pair("", QUERY, d) for d in DOCUMENTS]
+    )
+    [planned] = engine.core._plan([prompts])
     return pack(planned.ids, planned.spans, planned.shared).to(engine.device)
 
 
@@ -309,7 +314,7 @@ def test_torch_npu_that_is_missing(monkeypatch):
 
 def test_an_older_torch_npu_that_updates_no_attention(model, want):
     engine = Reranker(model, device="npu", dtype="bfloat16")
-    engine.graphs._updated += 1
+    engine.core.graphs._updated += 1
     with pytest.warns(RuntimeWarning, match="can update 3 of 4 attention calls"):
         assert engine.score(QUERY, DOCUMENTS) == pytest.approx(want, abs=1e-2)
 

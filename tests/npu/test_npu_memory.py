@@ -42,8 +42,8 @@ engine = Reranker(model, device="npu", dtype=dtype, graph=graph, token_budget=bu
 query = "long " * 200
 documents = [f"{i} " + "word " * 30 for i in range(budget // 60)]
 results = engine.details(query, documents)
-prompts = engine._encoder.encode([engine.pair("", query, d) for d in documents])
-passes = list(engine._plan([prompts]))
+prompts = engine.core.encoder.encode([engine.core.encoder.pair("", query, d) for d in documents])
+passes = list(engine.core._plan([prompts]))
 mallocs = sim.stats(0)["mallocs"]
 engine.score(query, documents)
 print(json.dumps({
@@ -51,7 +51,7 @@ print(json.dumps({
     "formula": engine.device_memory(),
     "shared": max(each.total_shared for each in passes) / budget,
     "again": sim.stats(0)["mallocs"] - mallocs,
-    "replays": engine.graphs.replays if graph else 0,
+    "replays": engine.core.graphs.replays if graph else 0,
     "passes": len(passes),
 }))
 """

@@ -173,7 +173,7 @@ def test_scores_are_those_of_the_cpu(checkpoint, on_cpu, kind, dtype, graph):
         assert max(want) - min(want) > 0.1  # the checkpoint can show a difference
         got = ours.score(query, CONTENTS, media=MEDIA)
         assert got == pytest.approx(want, abs=SCORES[dtype])
-    assert ours.features.encoded == PICTURES + 1
+    assert ours.core.features.encoded == PICTURES + 1
 
 
 @pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
@@ -195,13 +195,13 @@ def test_words_and_pictures_take_turns_in_graphs(checkpoint, on_cpu, dtype):
     for batch, number in zip([first, second, words] * 2 + [first], captures, strict=True):
         want = on_cpu("heads of 16", QUERY, batch)
         assert ours.score(QUERY, batch, media=MEDIA) == pytest.approx(want, abs=SCORES[dtype])
-        assert ours.graphs.captures == number
-    assert ours.graphs.replays == len(captures)
+        assert ours.core.graphs.captures == number
+    assert ours.core.graphs.replays == len(captures)
     # of another bucket, whose rows of features held other pictures before
     batch = [{"image": [noise(seed, 160, 160) for seed in range(30, 34)]}, *first, "words"]
     want = on_cpu("heads of 16", QUERY, batch)
     assert ours.score(QUERY, batch, media=MEDIA) == pytest.approx(want, abs=SCORES[dtype])
-    assert (ours.graphs.captures, ours.graphs.replays) == (3, len(captures) + 1)
+    assert (ours.core.graphs.captures, ours.core.graphs.replays) == (3, len(captures) + 1)
 
 
 @pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
@@ -221,13 +221,16 @@ def test_prefixes_reach_through_pictures(checkpoint, on_cpu, dtype, graph):
     for query in (QUERY, {"image": noise(3), "text": "like this"}):
         want = on_cpu("heads of 16", query, documents)
         for prune in (False, True):
-            ours.prune_last_layer = prune
-            before = ours.computed
+            ours.core.prune_last_layer = prune
+            before = ours.core.computed
             got = ours.score(query, documents, media=MEDIA)
             assert got == pytest.approx(want, abs=SCORES[dtype])
-            computed.append(ours.computed - before)
-        pairs = [ours.pair("", query, document, reader=Reader(MEDIA)) for document in documents]
-        prompts = ours._encoder.encode(pairs)
+            computed.append(ours.core.computed - before)
+        pairs = [
+            ours.core.encoder.pair("", query, document, reader=Reader(MEDIA))
+            for document in documents
+        ]
+        prompts = ours.core.encoder.encode(pairs)
         # each token with its picture: the pixels tell pictures of one size apart
         nodes = set()
         for prompt in prompts:
@@ -239,17 +242,17 @@ def test_prefixes_reach_through_pictures(checkpoint, on_cpu, dtype, graph):
         assert computed[-2:] == [len(nodes)] * 2
         assert len(nodes) < sum(len(prompt.ids) for prompt in prompts) / 2
     if graph:
-        assert ours.graphs.replays == len(computed)
+        assert ours.core.graphs.replays == len(computed)
 
 
 def test_warmup_captures_both_kinds_of_every_bucket(checkpoint, on_cpu):
     ours = engine(checkpoint(), "bfloat16", graph=True, token_budget=256)
     ours.warmup()
-    assert ours.graphs.captures == 2 * len(buckets(256))
+    assert ours.core.graphs.captures == 2 * len(buckets(256))
     for batch in (["words"], [{"image": noise(0)}], [{"image": noise(1)}, "words"]):
         want = on_cpu("heads of 16", QUERY, batch)
         assert ours.score(QUERY, batch, media=MEDIA) == pytest.approx(want, abs=2e-2)
-    assert ours.graphs.captures == 2 * len(buckets(256))
+    assert ours.core.graphs.captures == 2 * len(buckets(256))
 
 
 def test_a_picture_beyond_the_largest_bucket_runs_eagerly(checkpoint, on_cpu):
@@ -257,7 +260,7 @@ def test_a_picture_beyond_the_largest_bucket_runs_eagerly(checkpoint, on_cpu):
     batch = [{"image": [noise(seed, 128, 160) for seed in range(6)]}]  # 20 rows each
     got = ours.score(QUERY, batch, media=MEDIA)
     assert got == pytest.approx(on_cpu("heads of 16", QUERY, batch), abs=2e-2)
-    assert ours.graphs.replays == 0
+    assert ours.core.graphs.replays == 0
 
 
 @pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
@@ -292,7 +295,7 @@ def test_a_picture_is_encoded_once_while_it_is_remembered(sim, checkpoint, graph
             passes.append(sim.count("aclnnLayerNorm") > 0)  # the decoder has none
     assert passes == [True, False, True, True]
     assert scores[1:] == scores[:1] * 3
-    assert [ours.features.encoded for ours in engines] == [1, 2]
+    assert [ours.core.features.encoded for ours in engines] == [1, 2]
 
 
 @pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
@@ -308,7 +311,7 @@ def test_the_tower_runs_out_of_memory(sim, checkpoint, graph):
         assert ours.score(QUERY, small, media=MEDIA) == want
     finally:
         sim.set_memory(16 << 30)
-    assert ours.features.encoded == 2  # out of memory forgets all features
+    assert ours.core.features.encoded == 2  # out of memory forgets all features
     [score] = ours.score(QUERY, large)
     assert 0 < score < 1
 

@@ -50,4 +50,4 @@ def test_vectors_are_those_of_the_cpu(device, folder, mode, graph):
     got = engine.embed(TEXTS)
     assert np.abs(got - want).max() <= 1e-5
     assert np.abs(want[0] - want[2]).max() > 1e-2
-    assert (engine.graphs is not None and engine.graphs.replays > 0) == graph
+    assert (engine.core.graphs is not None and engine.core.graphs.replays > 0) == graph

@@ -51,7 +51,7 @@ def test_every_attention_of_the_engine_can_be_updated(tmp_path: Path):
     write_random(tmp_path, "qwen3-reranker", tied=True, dtype=torch.bfloat16)
     engine = Reranker(tmp_path, device="npu", dtype="bfloat16")
     engine.score("query", ["document"])
-    [(graph, _)] = engine.graphs._graphs.values()
+    [(graph, _)] = engine.core.graphs._graphs.values()
     records = graph.graph_dispatch_mode.graph_dispatch_records
     assert len(records) == 3  # layers
     assert all(FusedInfer.lengths([1]).keys() <= record.kwargs.keys() for record in records)
@@ -72,10 +72,10 @@ def test_the_engine_copies_nothing_from_the_host_inside_its_graphs(sim, tmp_path
     write_random(tmp_path, "qwen3-reranker", tied=True, dtype=torch.bfloat16)
     engine = Reranker(tmp_path, device="npu", dtype="bfloat16")
     engine.score("query", ["document"])
-    [(graph, _)] = engine.graphs._graphs.values()
+    [(graph, _)] = engine.core.graphs._graphs.values()
     torch.npu.synchronize()
     before = sim.stats()["h2d"]
-    bucket = engine.graphs.buckets[0]
+    bucket = engine.core.graphs.buckets[0]
     zeros = [0] * bucket.sequences
     lengths = FusedInfer.lengths([*zeros, bucket.tokens], [*zeros, bucket.keys])
     last = FusedInfer.lengths([*zeros, bucket.sequences + 1], [*zeros, bucket.keys])

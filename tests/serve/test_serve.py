@@ -98,7 +98,7 @@ class TestScriptsOfThePublicGuides:
     """Templated by the client, as the guides of the models show it; equal to the bit."""
 
     def templated(self, served: Served, think: str = "") -> tuple[str, list[str]]:
-        mark = " " if served.engine.checkpoint.family == "qwen3" else ""
+        mark = " " if served.engine.core.checkpoint.family == "qwen3" else ""
         gap = "\n" if mark else ""
         query = f"{PREFIX}<Instruct>: {INSTRUCTION}{gap}<Query>:{mark}{QUERY}\n"
         return query, [f"<Document>:{mark}{text}{SUFFIX}{think}" for text in DOCUMENTS]
@@ -214,9 +214,9 @@ class TestRerank:
 
     def test_details(self, text):
         body = {"query": QUERY, "documents": DOCUMENTS, "return_details": True}
-        before = text.engine.computed
+        before = text.engine.core.computed
         response = text.post("/rerank", body).json()
-        computed = text.engine.computed - before
+        computed = text.engine.core.computed - before
         want = text.engine.details(QUERY, DOCUMENTS)
         for result in response["results"]:
             each = want[result["index"]]
@@ -362,7 +362,9 @@ class TestEmbeddings:
 
     def test_token_ids_are_run_as_they_are(self, embedder):
         engine = embedder.engine
-        prompts = engine.prompts([engine.input("", text) for text in DOCUMENTS])
+        prompts = engine.core.encoder.encode(
+            [engine.core.encoder.input("", text) for text in DOCUMENTS]
+        )
         ids = [prompt.ids for prompt in prompts]
         assert np.array_equal(
             self.vectors(embedder.post("/v1/embeddings", {"input": ids})), engine.embed(DOCUMENTS)
@@ -499,14 +501,14 @@ class TestErrors:
     def test_a_row_that_is_not_finite(self, vision, request, monkeypatch):
         engine = twin(vision.engine)
         served = serve(engine, request)
-        stream = engine.stream
+        stream = engine.core.stream
 
         def broken(windows, keep):
             for run, rows in stream(windows, keep=keep):
                 long = torch.tensor([[len(prompt.ids) > 200] for prompt in run.prompts])
                 yield run, torch.where(long, torch.nan, rows)
 
-        monkeypatch.setattr(engine, "stream", broken)
+        monkeypatch.setattr(engine.core, "stream", broken)
         body = {"query": "a", "documents": ["b", "b " * 200]}
         response = served.post("/rerank", body)
         assert response.status_code == 500

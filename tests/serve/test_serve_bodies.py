@@ -30,7 +30,7 @@ def test_bodies_of_clients_that_left_are_let_go_while_readers_are_busy(served, m
     gate: Any = served.app
     assert isinstance(gate, Gate)
     word = Word()
-    encode, rerank = served.engine.prompts, served.service.rerank
+    encode, rerank = served.engine.core.encoder.encode, served.service.rerank
     bodies: list[weakref.ref[Any]] = []
 
     def blocked(*arguments: Any) -> Any:
@@ -41,7 +41,7 @@ def test_bodies_of_clients_that_left_are_let_go_while_readers_are_busy(served, m
         bodies.append(weakref.ref(request))
         return await rerank(request, *more)
 
-    monkeypatch.setattr(served.engine, "prompts", blocked)
+    monkeypatch.setattr(served.engine.core.encoder, "encode", blocked)
     monkeypatch.setattr(served.service, "rerank", seen)
     # many short documents: this many characters are no small request
     body = {"query": "a", "documents": ["b" * 1000] * (SIZE // 1000)}

@@ -25,7 +25,7 @@ PATIENCE = 60.0
 
 
 class Counted:
-    """An engine whose rows are the first and the last token of each prompt.
+    """An engine, and its core, whose rows are the first and the last token of each prompt.
 
     passes: the prompts of each pass.
     computed: tokens that went through it.
@@ -34,6 +34,7 @@ class Counted:
     share_prefixes, graphs = True, None
 
     def __init__(self, budget: int = BUDGET) -> None:
+        self.core = self
         self.token_budget = budget
         self.passes: list[list[Prompt]] = []
         self.computed = 0

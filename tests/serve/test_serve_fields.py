@@ -298,13 +298,13 @@ class TestNumbers:
         assert len(json.dumps(item["embedding"])) < 0.7 * len(json.dumps(vector.tolist()))
 
     def test_a_vector_that_is_cut_to_nothing_is_an_error(self, embedder, monkeypatch):
-        stream = embedder.engine.stream
+        stream = embedder.engine.core.stream
 
         def last_numbers(*arguments: Any, **options: Any) -> Iterator[Any]:
             for run, rows in stream(*arguments, **options):
                 yield run, torch.cat((torch.zeros_like(rows[:, :-1]), rows[:, -1:]), dim=1)
 
-        monkeypatch.setattr(embedder.engine, "stream", last_numbers)
+        monkeypatch.setattr(embedder.engine.core, "stream", last_numbers)
         assert embedder.post("/v1/embeddings", EMBED).status_code == 200
         response = embedder.post("/v1/embeddings", EMBED | {"dimensions": 8})
         assert response.status_code == 500

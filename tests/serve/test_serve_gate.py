@@ -208,7 +208,7 @@ class TestTelling:
         assert samples["pyrerank_queue_seconds_count",] == 2
         billed = 2 * response.json()["usage"]["prompt_tokens"]
         assert samples["pyrerank_billed_tokens_total",] == billed
-        assert samples["pyrerank_computed_tokens_total",] == served.engine.computed
+        assert samples["pyrerank_computed_tokens_total",] == served.engine.core.computed
         assert samples["pyrerank_pass_prompts_sum",] == sum(served.passes)
         assert samples["pyrerank_requests_here",] == samples["pyrerank_queue_tokens",] == 0
         assert samples["pyrerank_pass_tokens_sum",] < billed  # shared

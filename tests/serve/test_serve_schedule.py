@@ -43,14 +43,16 @@ def served(engine):
 def job(engine: Reranker, *documents: str, query: str = QUERY, **of: Any) -> Job:
     """Ready to be queued."""
     job = Job(**of)
-    job.prompts = engine.prompts([engine.pair("", query, document) for document in documents])
+    job.prompts = engine.core.encoder.encode(
+        [engine.core.encoder.pair("", query, document) for document in documents]
+    )
     return job
 
 
 def found(engine: Reranker, job: Job) -> list[float]:
     rows = job.done.result(PATIENCE)
     each = zip(job.prompts, rows, strict=True)
-    return [engine.result(prompt, row, "").score for prompt, row in each]
+    return [engine.core.task.result(prompt, row, "").score for prompt, row in each]
 
 
 def body(*documents: str, query: str = QUERY) -> dict[str, Any]:
@@ -73,7 +75,7 @@ class TestMerging:
                     waiting = asyncio.gather(*sent)
                     queued = lambda: len(served.scheduler._queue) == len(queries)  # noqa: E731
                     await asyncio.to_thread(served.until, queued)
-                    served.engine.computed = 0
+                    served.engine.core.computed = 0
                     word.given.set()
                     return list(await waiting)
 
@@ -84,9 +86,9 @@ class TestMerging:
         assert served.passes == [1, 24]
         # as one call would compute: the first pair, six that differ, and eighteen last tokens
         one_call = twin(loaded)
-        one_call.computed = 0
+        one_call.core.computed = 0
         one_call.score([QUERY, *(q for q in queries[:3] for _ in "ab")], ["c", *["a", "b"] * 3])
-        assert served.engine.computed == one_call.computed + 18
+        assert served.engine.core.computed == one_call.core.computed + 18
 
     def test_scores_are_those_of_a_call_whatever_comes_together(self, served, loaded):
         texts = [f"{n}. {'text ' * (n % 7)}" for n in range(60)]
@@ -110,7 +112,7 @@ class TestMerging:
         assert all(each.done.done() for each in jobs)
 
     def test_oldest_first(self, engine, monkeypatch):
-        engine.token_budget = 60  # less than a prompt: each pass has one
+        engine.core.token_budget = 60  # less than a prompt: each pass has one
         scheduler = Scheduler(lambda: engine)
         order = [3, 0, 2, 4, 1]
         jobs = {n: job(engine, f"text {n}", arrived=float(n)) for n in order}
@@ -126,7 +128,7 @@ class TestMerging:
         assert done == sorted(order)
 
     def test_a_large_request_is_taken_pass_by_pass(self, engine, monkeypatch):
-        engine.token_budget = 100
+        engine.core.token_budget = 100
         passes = []
         scheduler = Scheduler(lambda: engine)
         fill = scheduler._fill
@@ -140,31 +142,31 @@ class TestMerging:
         assert sum(large.computed.values()) <= sum(len(p.ids) for p in large.prompts)
 
     def test_what_passes_share_is_computed_once(self, engine, monkeypatch):
-        engine.token_budget = 200
+        engine.core.token_budget = 200
         documents = [f"text {n}" for n in range(40)]
         scheduler = Scheduler(lambda: engine)
         together = job(engine, *documents)
-        engine.computed = 0
+        engine.core.computed = 0
         scheduler.submit(together)
         assert found(engine, together)
         scheduler.close()
-        served, engine.computed = engine.computed, 0
+        served, engine.core.computed = engine.core.computed, 0
         engine.score(QUERY, documents)
         # documents are not taken in the order of their words, in which they share a digit more
-        [template] = engine.prompts([engine.pair("", QUERY, "")])
-        assert served - engine.computed < len(template.ids) < len(documents) * 3
+        [template] = engine.core.encoder.encode([engine.core.encoder.pair("", QUERY, "")])
+        assert served - engine.core.computed < len(template.ids) < len(documents) * 3
 
     def test_what_is_done_is_let_go_while_the_stream_goes_on(self, engine, monkeypatch):
-        engine.token_budget = 60
+        engine.core.token_budget = 60
         kept = []
-        forward = engine._forward
+        forward = engine.core._forward
 
         def look(*arguments: Any) -> torch.Tensor:
             gc.collect()
             kept.append(sum(ref() is not None for ref in refs))
             return forward(*arguments)
 
-        engine._forward = look
+        engine.core._forward = look
         refs: list[weakref.ref[Job]] = []
         scheduler = Scheduler(lambda: engine)
         with held(engine) as word:
@@ -197,16 +199,16 @@ class TestLeaving:
         assert "started" not in gone.times
 
     def test_a_large_request_that_is_cancelled_costs_little(self, engine, monkeypatch):
-        engine.token_budget = 60
+        engine.core.token_budget = 60
         scheduler = Scheduler(lambda: engine)
-        engine.computed = 0
+        engine.core.computed = 0
         with held(engine) as word:
             alone = job(engine, *[f"text {n}" * 9 for n in range(20)])
             scheduler.submit(alone)
             word.wait_for_pass()
             assert alone.done.cancel()
         scheduler.close()
-        assert 0 < engine.computed < sum(len(p.ids) for p in alone.prompts) / 4
+        assert 0 < engine.core.computed < sum(len(p.ids) for p in alone.prompts) / 4
 
     def test_a_client_that_goes_away(self, served):
         with held(served.engine) as word:
@@ -226,7 +228,7 @@ class TestLeaving:
 
     def test_a_queue_that_is_full_makes_readers_wait(self, engine, monkeypatch):
         monkeypatch.setattr(schedule, "QUEUE", 1)
-        engine.token_budget = 60
+        engine.core.token_budget = 60
         scheduler = Scheduler(lambda: engine)
         jobs = [job(engine, f"text {n}") for n in range(4)]
         with held(engine) as word:
@@ -248,18 +250,18 @@ class TestFailure:
     """A pass that fails costs those who fail by themselves, and nobody else."""
 
     def fail_if(self, engine: Reranker, prompts: list[Any], error: Exception) -> None:
-        forward = engine._forward
+        forward = engine.core._forward
 
         def failing(run: Any, batch: Any, prefix: Any) -> torch.Tensor:
             if any(prompt is bad for prompt in run.prompts for bad in prompts):
                 raise error
             return forward(run, batch, prefix)
 
-        engine._forward = failing
+        engine.core._forward = failing
 
     @pytest.mark.parametrize("error", [OutOfMemory("too little"), RuntimeError("broken")])
     def test_of_many_only_one_fails(self, engine, loaded, error):
-        engine.token_budget = 200
+        engine.core.token_budget = 200
         jobs = [job(engine, *[f"text {n} {i}" for i in range(3)]) for n in range(6)]
         self.fail_if(engine, jobs[3].prompts[1:2], error)
         scheduler = Scheduler(lambda: engine)
@@ -280,7 +282,7 @@ class TestFailure:
         scheduler.close()
 
     def test_over_http(self, served, loaded):
-        encode = served.engine.prompts
+        encode = served.engine.core.encoder.encode
         bad: list[Any] = []
 
         def encode_and_mark(items: list[Any], limit: int | None) -> list[Any]:
@@ -290,7 +292,7 @@ class TestFailure:
             )
             return prompts
 
-        served.engine.prompts = encode_and_mark
+        served.engine.core.encoder.encode = encode_and_mark
         self.fail_if(served.engine, bad, RuntimeError("with a secret"))
         responses = served.ask_all([("POST", "/score", body(text)) for text in "axb"])
         assert [response.status_code for response in responses] == [200, 500, 200]
@@ -300,7 +302,7 @@ class TestFailure:
 
     def test_an_engine_that_is_lost(self, served):
         self.fail_if(served.engine, [], RuntimeError())
-        served.engine._forward = lambda *_: (_ for _ in ()).throw(EngineClosed("start anew"))
+        served.engine.core._forward = lambda *_: (_ for _ in ()).throw(EngineClosed("start anew"))
         response = served.post("/score", body("a")["json"])
         assert (response.status_code, response.json()["error"]["message"]) == (503, "start anew")
         assert served.get("/health").status_code == 503
@@ -320,7 +322,7 @@ class TestFailure:
     def test_a_stream_is_closed_before_another_begins(self, engine):
         want = engine.score(QUERY, ["a"])
         streams = []
-        stream = engine.stream
+        stream = engine.core.stream
 
         def watched(*arguments: Any, **options: Any) -> Any:
             streams.append("open")
@@ -333,7 +335,7 @@ class TestFailure:
             if streams.count("open") == 2:
                 raise RuntimeError("full disk")
 
-        engine.stream = watched
+        engine.core.stream = watched
         scheduler = Scheduler(lambda: engine, watch=watch)
         asked = job(engine, "a")
         scheduler.submit(asked)
@@ -349,7 +351,7 @@ class TestFailure:
             Scheduler(load)
 
     def test_a_model_that_cannot_run_is_not_served(self, engine):
-        engine._forward = lambda *_: (_ for _ in ()).throw(RuntimeError("no kernel"))
+        engine.core._forward = lambda *_: (_ for _ in ()).throw(RuntimeError("no kernel"))
         with pytest.raises(RuntimeError, match="no kernel"):
             Scheduler(lambda: engine)
 

@@ -23,7 +23,7 @@ from pyrerank import Embedder, Fetcher, Reranker
 from pyrerank.media import fetch
 from pyrerank.prompts import templates as prompt
 from pyrerank.prompts.templates import SYSTEM
-from pyrerank.serve import protocol, reading, service
+from pyrerank.serve import protocol, readers, service
 
 pytestmark = pytest.mark.slow
 
@@ -424,7 +424,7 @@ class TestTexts:
         return [each.ids for each in prompts]
 
     def test_every_control_token_in_every_text_is_text(self, reranker, embedder, monkeypatch):
-        tokenizer = reranker.engine.checkpoint.tokenizer()
+        tokenizer = reranker.engine.core.checkpoint.tokenizer()
         ids = tokenizer.get_added_tokens_decoder()
         added = [token.content for token in ids.values()]
         assert {"<|im_end|>", "<|endoftext|>", "<|image_pad|>", "<think>"} <= set(added)
@@ -498,14 +498,14 @@ class TestTexts:
         assert not submitted
 
     def test_tokens_are_made_of_so_many_characters_at_a_time(self, reranker, monkeypatch):
-        monkeypatch.setattr(reading, "CHARACTERS", 100)
-        lots, encode = [], reranker.engine.prompts
+        monkeypatch.setattr(readers, "CHUNK_CHARACTERS", 100)
+        lots, encode = [], reranker.engine.core.encoder.encode
 
         def counted(items: Any, limit: int | None) -> Any:
             lots.append([len(item.query.text + item.document.text) for item in items])
             return encode(items, limit)
 
-        monkeypatch.setattr(reranker.engine, "prompts", counted, raising=False)
+        monkeypatch.setattr(reranker.engine.core.encoder, "encode", counted)
         documents = ["b" * n for n in (90, 5, 30, 40, 300, 1, 1)]
         response = reranker.post("/rerank", {"query": "a", "documents": documents})
         assert lots == [[91, 6], [31, 41], [301], [2, 2]]

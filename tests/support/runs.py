@@ -31,6 +31,14 @@ def trie(prompts: Sequence[Prompt]) -> int:
 def twin(engine: T) -> T:
     """An engine of its own settings and counters that shares model, lock and graphs with
     ``engine``."""
-    other = object.__new__(type(engine))
-    vars(other).update(vars(engine))
+    other = _copy(engine)
+    other.core = _copy(engine.core)
+    other.core.encoder = _copy(engine.core.encoder)
+    other.core.failures = _copy(engine.core.failures)
+    return other
+
+
+def _copy(thing: T) -> T:
+    other = object.__new__(type(thing))
+    vars(other).update(vars(thing))
     return other

@@ -113,18 +113,18 @@ class Word:
 @contextmanager
 def held(engine: Any):
     """The engine stands before its next pass, until the word is given."""
-    word, forward = Word(), engine._forward
+    word, forward = Word(), engine.core._forward
 
     def wait(*arguments: Any) -> Any:
         word.wait()
         return forward(*arguments)
 
-    engine._forward = wait
+    engine.core._forward = wait
     try:
         yield word
     finally:
         word.given.set()
-        engine._forward = forward
+        engine.core._forward = forward
 
 
 class Process:

@@ -356,8 +356,8 @@ def test_words_added_before_fine_tuning(base):
     texts = ["a [SKU]  7", "x[SKU]y", "ﬀ and eﬀort", "<|field|>name<|field|> [SKU]", "plain", "a"]
     ours = Embedder(saved, dtype="float32")
     same(theirs.encode(texts), ours.embed(texts))
-    mixed = ours._encoder.input("inputs[0]", "<|own|><|im_end|><think>[SKU]", None)
-    [prompt] = ours._encoder.encode([mixed])
+    mixed = ours.core.encoder.input("inputs[0]", "<|own|><|im_end|><think>[SKU]", None)
+    [prompt] = ours.core.encoder.encode([mixed])
     added = [id for id in prompt.ids if id >= 16000]
     assert added == [tokenizer.convert_tokens_to_ids("[SKU]")]
 
@@ -369,7 +369,7 @@ def test_a_head_that_a_tied_checkpoint_stores(base):
     model = Qwen3ForCausalLM.from_pretrained(base).eval()
     engine = Reranker(base, dtype="float32")
     explained = [engine.explain(TEXTS[0], text) for text in TEXTS]
-    yes, no = engine._encoder.yes, engine._encoder.no
+    yes, no = engine.core.encoder.yes, engine.core.encoder.no
     with torch.no_grad():
         ends = [model(torch.tensor([e.ids])).logits[0, -1] for e in explained]
     same(np.array([(end[yes] - end[no]).item() for end in ends]), logits(engine))

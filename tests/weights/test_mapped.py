@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from pyrerank import CheckpointChanged, CheckpointError, Embedder, EngineClosed, Reranker, convert
 from pyrerank.cli.main import main
+from pyrerank.prompts.encoder import PairEncoder
 from pyrerank.serve.schedule import Job, Scheduler
 from pyrerank.weights.checkpoint import open_checkpoint
 
@@ -72,8 +73,10 @@ class TestOverwritten:
 
     def test_between_the_passes_of_a_call(self, file):
         engine = Reranker(file.parent, dtype="float32", token_budget=1)
-        prompts = engine.prompts([engine.pair("x", "moon", document) for document in DOCUMENTS])
-        passes = engine.stream([prompts[:1], prompts[1:]])
+        prompts = engine.core.encoder.encode(
+            [engine.core.encoder.pair("x", "moon", document) for document in DOCUMENTS]
+        )
+        passes = engine.core.stream([prompts[:1], prompts[1:]])
         next(passes)
         truncate(file)
         with pytest.raises(CheckpointChanged, match="was overwritten"):
@@ -120,7 +123,7 @@ class TestRenamed:
         assert engine.score("moon", DOCUMENTS) == scores
         file.unlink()
         assert engine.score("moon", DOCUMENTS) == scores
-        assert engine.checkpoint.not_finite() == []
+        assert engine.core.checkpoint.not_finite() == []
 
     def test_what_is_read_later_is_of_the_file_that_was_opened(self, file, original):
         checkpoint = open_checkpoint(file.parent)
@@ -173,7 +176,7 @@ def test_a_conversion_of_a_folder_that_is_replaced_meanwhile(file, tmp_path, mon
 def test_a_server_takes_no_more_requests(file):
     """And is restarted by who watches its health."""
     engine = Reranker(file.parent, dtype="float32")
-    prompts = engine.prompts([engine.pair("x", "moon", "bread")])
+    prompts = engine.core.encoder.encode([engine.core.encoder.pair("x", "moon", "bread")])
     scheduler = Scheduler(lambda: engine)
     rewrite(file)
     job = Job(prompts=prompts)
@@ -188,13 +191,13 @@ def test_a_job_over_lines_stops(file, tmp_path, capsys, monkeypatch):
     """The lines to come are not at fault, and would all get the same error."""
     lines = tmp_path / "lines"
     lines.write_text('{"query": "q", "document": "a"}\n' * 9)
-    pair = Reranker.pair
+    pair = PairEncoder.pair
 
     def overwritten(*args):
         rewrite(file)
         return pair(*args)
 
-    monkeypatch.setattr(Reranker, "pair", overwritten)
+    monkeypatch.setattr(PairEncoder, "pair", overwritten)
     command = ["score", "--model", str(file.parent), "--input", str(lines), "--dtype", "float32"]
     assert main(command) == 2
     out, err = capsys.readouterr()

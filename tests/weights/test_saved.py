@@ -67,7 +67,7 @@ def save(model: torch.nn.Module, source: Path, folder: Path) -> None:
 @torch.no_grad()
 def vectors(model: torch.nn.Module, engine: Embedder) -> torch.Tensor:
     """Of `TEXTS`, by a model of transformers without head."""
-    prompts = engine.prompts([engine.input("x", text) for text in TEXTS])
+    prompts = engine.core.encoder.encode([engine.core.encoder.input("x", text) for text in TEXTS])
     rows = [model(torch.tensor([p.ids])).last_hidden_state[0, -1] for p in prompts]
     return F.normalize(torch.stack(rows), dim=-1)
 
@@ -75,7 +75,9 @@ def vectors(model: torch.nn.Module, engine: Embedder) -> torch.Tensor:
 @torch.no_grad()
 def logits(model: torch.nn.Module, engine: Reranker) -> torch.Tensor:
     """Of "q" with `TEXTS`, by a classifier of transformers."""
-    prompts = engine.prompts([engine.pair("x", "q", text) for text in TEXTS])
+    prompts = engine.core.encoder.encode(
+        [engine.core.encoder.pair("x", "q", text) for text in TEXTS]
+    )
     inputs = [{"input_ids": torch.tensor([p.ids])} for p in prompts]
     return torch.stack([model(**each).logits.flatten()[-1] for each in inputs])
 
@@ -103,7 +105,7 @@ class TestWithoutHead:
         assert name == ("Qwen3VLModel" if family == VL else "Qwen3Model")
         assert not any(key.startswith("model.") for key in load_file(folder / "model.safetensors"))
         engine = Embedder(folder, dtype="float32")
-        assert engine.checkpoint.task == "embed"
+        assert engine.core.checkpoint.task == "embed"
         same(engine.embed(TEXTS), vectors(model, engine))
 
     @pytest.mark.parametrize("family", [TEXT, VL])
@@ -138,7 +140,7 @@ class TestClassifierOfSwift:
         assert "score.weight" in names and "lm_head.weight" not in names
         assert config["architectures"][0].endswith(("ForCausalLM", "ForConditionalGeneration"))
         engine = Reranker(tmp_path, dtype="float32")
-        assert engine.checkpoint.task == "score"
+        assert engine.core.checkpoint.task == "score"
 
         def classify(**inputs: torch.Tensor) -> object:
             hidden = model.base_model(**inputs).last_hidden_state

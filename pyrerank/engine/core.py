@@ -1,0 +1,403 @@
+"""The core of an engine: prompts in, rows of results out.
+
+`Core` takes prompts through planner, batches and model on one device, with graphs, features of
+pictures and failures.  An encoder makes the prompts of items, and a `Task` of `pyrerank.reranker`
+or `pyrerank.embedder` has the head and knows what a row of results means.
+"""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
+from functools import cached_property, partial
+from itertools import chain
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from pyrerank.checks import check_flag, check_int, warn
+from pyrerank.devices.attention import FusedInfer, causal_mask, choose, gathers
+from pyrerank.devices.select import reserve, resolve, resolve_dtype, runtime
+from pyrerank.engine.ahead import ahead
+from pyrerank.engine.batch import MAX_SEQUENCES, SHARED_PER_TOKEN, Batch, pack
+from pyrerank.engine.failures import Failures
+from pyrerank.engine.features import Features
+from pyrerank.engine.graphs import GraphError, Graphs
+from pyrerank.engine.planner import NO_KEY, Pass, in_windows, key_of, plan
+from pyrerank.engine.prefix import Prefix
+from pyrerank.errors import EngineClosed, NonFiniteScore, OutOfMemory
+from pyrerank.kernels.extension import npu_kernels
+from pyrerank.model.decoder import Decoder, Model
+from pyrerank.model.heads import Head
+from pyrerank.model.vision import VisionTower
+from pyrerank.prompts.encoder import Encoder
+from pyrerank.prompts.items import Prompt, unique
+from pyrerank.weights.checkpoint import Checkpoint
+
+TOKEN_BUDGET = 8192
+# A larger pass is no faster on a CPU, and its largest tensors come from the system at each layer,
+# page by page.
+TOKEN_BUDGET_CPU = 1024
+
+
+class Task(Protocol):
+    """What an engine is for: it makes the head, and results of the head's rows.
+
+    Attributes:
+        unit: what the progress bar counts, such as "pair".
+        named: what messages call the item of an index, such as "pair {}".
+    """
+
+    unit: ClassVar[str]
+    named: ClassVar[str]
+
+    def head(self, device: torch.device) -> Head:
+        """Makes the head, with its weights on ``device``."""
+
+    def result(self, prompt: Prompt, row: torch.Tensor, name: str) -> Any:
+        """Makes a result of a prompt's finite row, float32 on the host.
+
+        Raises:
+            NonFiniteScore: the row says nothing of ``name``, which is what messages call the item.
+        """
+
+
+E = TypeVar("E", bound=Encoder[Any])
+T = TypeVar("T", bound=Task)
+
+
+class Core(Generic[E, T]):
+    """A decoder with a head on a device, and all that runs prompts through it.
+
+    Threads may share a core: a lock is held over each pass, from its inputs to the copy of its
+    results on the host, so that the passes of several calls take turns.
+
+    Args:
+        checkpoint: where the decoder's weights are.
+        encoder: makes prompts of items.
+        task: what the engine is for.
+        device, dtype, token_budget, graph, vision_cache: see `Reranker`.
+
+    Attributes:
+        model: the decoder and the head; a lost or closed engine has none.
+        attend: the attention of passes without graphs.
+        graphs: the captured passes with their counters; None where passes run eagerly.
+        features: the vision tower with its counter; None where the model reads text only.
+        failures: the lock, and whether the engine can be used.
+        computed: tokens that went through the decoder so far.
+        share_prefixes: whether what prompts have in common at their start is computed once; with
+            graphs, once a pass.
+        prune_last_layer: whether the last layer computes queries and MLP for last tokens only.
+
+    ``share_prefixes`` and ``prune_last_layer`` change no score beyond rounding, and can be switched
+    for comparison.  Each setting of the latter has graphs of its own, captured when they are
+    needed.  Where a checkpoint pools over all tokens of a prompt, both count as off.
+
+    Raises: as `Reranker`.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        encoder: E,
+        task: T,
+        *,
+        device: str | torch.device | None,
+        dtype: str | torch.dtype | None,
+        token_budget: int | None,
+        graph: bool | None,
+        vision_cache: int,
+    ) -> None:
+        if token_budget is not None:
+            token_budget = check_int("token_budget", token_budget, "a positive int or None", 1)
+        vision_cache = check_int("vision_cache", vision_cache, "a number of bytes or 0", 0)
+        if graph is not None:
+            graph = check_flag("graph", graph)
+        self.device = resolve(device)
+        if self.device.type == "npu":
+            npu_kernels()  # that they do not load is said before the weights are read
+        if graph and self.device.type == "cpu":
+            raise ValueError("graph=True needs a device with graphs: npu or cuda")
+        self.dtype = resolve_dtype(dtype, self.device)
+        if token_budget is None:
+            token_budget = TOKEN_BUDGET_CPU if self.device.type == "cpu" else TOKEN_BUDGET
+        self.token_budget = token_budget
+        self.failures = Failures(self.device, token_budget)
+        self.checkpoint = checkpoint
+        self.encoder = encoder
+        self.task = task
+        self.computed = 0
+        self.share_prefixes = self.prune_last_layer = True
+        # The last stream's prefix for the next one, and the key of its tokens.
+        self._prefix: tuple[Prefix, np.ndarray] | None = None
+        self.graphs: Graphs | None = None
+        self.features: Features | None = None
+        with self._turn():
+            decoder = Decoder.load(checkpoint, self.device, self.dtype)
+            if checkpoint.family == "qwen3-vl":
+                tower = VisionTower.load(checkpoint, self.device, self.dtype)
+                self.features = Features(tower, token_budget, vision_cache)
+            self.model = Model(decoder, task.head(self.device))
+            self._every_token = self.model.head.every_token
+            self.attend = choose(self.device, self.dtype, captured=False)
+            if graph or (graph is None and self.device.type == "npu"):
+                self._start_graphs()
+            elif self.device.type != "cpu":
+                reserve(self.device, decoder.activation_bytes(token_budget, self.attend))
+        self.failures.loaded = True
+
+    def _start_graphs(self) -> None:
+        attend = choose(self.device, self.dtype, captured=True)
+        updated = len(self.model.decoder.layers) if isinstance(attend, FusedInfer) else 0
+        forward = partial(self.model, attend=attend, prefix=self.model.no_prefix())
+        try:
+            self.graphs = Graphs(
+                forward,
+                self.device,
+                self.token_budget,
+                updated,
+                self.model.decoder.activation_bytes(self.token_budget, attend),
+                self.features,
+            )
+        except GraphError as error:
+            self._give_up_graphs(error)
+
+    def device_memory(self) -> int:
+        """See `Engine.device_memory`."""
+        with self._turn():
+            decoder = self.model.decoder
+            attend = choose(self.device, self.dtype, captured=self.graphs is not None)
+            mask = causal_mask(self.device).nbytes if isinstance(attend, FusedInfer) else 0
+            weights = sum(parameter.nbytes for parameter in decoder.parameters())
+            vision = self.features.device_memory() if self.features is not None else 0
+            return weights + mask + decoder.activation_bytes(self.token_budget, attend) + vision
+
+    def warmup(self) -> None:
+        """See `Engine.warmup`."""
+        with self._turn(), torch.inference_mode():
+            if self.graphs is not None:
+                try:
+                    self.graphs.warmup(prune=self._prunes)
+                except GraphError as error:
+                    self._give_up_graphs(error)
+
+    def close(self, reason: str) -> None:
+        """Lets go of weights, graphs and features; ``reason`` is what later calls raise.
+
+        Waits for a pass that runs in another thread.  Closing again does nothing.
+        """
+        with self.failures.lock:
+            if self.failures.lost is None:
+                self.failures.lost = reason
+                self._let_go()
+                if self.device.type != "cpu":
+                    runtime(self.device).empty_cache()
+
+    def results(
+        self,
+        items: Sequence[Any],
+        *,
+        progress: bool | None = None,
+        result: Callable[[Prompt, torch.Tensor, str], Any] | None = None,
+    ) -> list[Any]:
+        """Results of items, in order, however many there are; equal ones are run once.
+
+        Args:
+            items: as the encoder has read them.
+            progress: as in `Reranker.score`.
+            result: makes results of rows; None takes `Task.result`.
+
+        Raises:
+            NonFiniteScore: a row that says nothing, of the first such item that was run.
+            DeviceError: as `Reranker.score`.
+        """
+        if progress is not None:
+            check_flag("progress", progress)
+        # equal items have the name of the first of them
+        names = {item: self.task.named.format(i) for i, item in reversed(list(enumerate(items)))}
+        results: dict[Any, Any] = {}
+        for item, outcome in self.outcomes(items, names, progress=progress, result=result):
+            if isinstance(outcome, NonFiniteScore):
+                raise outcome
+            results[item] = outcome
+        return [results[item] for item in items]
+
+    def outcomes(
+        self,
+        items: Sequence[Any],
+        names: Mapping[Any, str] | None = None,
+        *,
+        progress: bool | None = None,
+        result: Callable[[Prompt, torch.Tensor, str], Any] | None = None,
+    ) -> Iterator[tuple[Any, Any | NonFiniteScore]]:
+        """Each of the different ones among items, in order, with its result, or with the error
+        where its row says nothing.
+
+        ``names`` are for errors, which call other items "it"; ``result`` is as for `results`.
+        """
+        make, named = result or self.task.result, names or {}
+        each = unique(items)
+        rows = self.rows(self.encoder.stream(each), len(each), progress)
+        for item, (prompt, row) in zip(each, rows, strict=True):
+            name = named.get(item, "it")
+            try:
+                self._check_finite(row, name)
+                outcome = make(prompt, row, name)
+            except NonFiniteScore as error:
+                outcome = error
+            yield item, outcome
+
+    def rows(
+        self, prompts: Iterable[Prompt], total: int, progress: bool | None
+    ) -> Iterator[tuple[Prompt, torch.Tensor]]:
+        """Runs prompts, and yields them in order, each with its row of results on the host.
+
+        ``total`` is their number, for the progress bar; ``progress`` is as in `Reranker.score`.
+        """
+        hide = None if progress is None else not progress  # tqdm's None: hidden unless a terminal
+        delay = 1 if progress is None else 0
+        unit = self.task.unit
+        with tqdm(total=total, unit=unit, disable=hide, delay=delay, leave=False) as bar:
+            waiting: dict[int, tuple[Prompt, torch.Tensor]] = {}
+            done = 0
+            for planned, rows in self.stream(in_windows(prompts)):
+                pairs = zip(planned.prompts, rows, strict=True)
+                waiting |= zip(planned.members, pairs, strict=True)
+                while done in waiting:
+                    yield waiting.pop(done)
+                    done += 1
+                bar.update(len(planned.members))
+
+    def stream(
+        self, windows: Iterable[Sequence[Prompt]], *, keep: bool = False
+    ) -> Generator[tuple[Pass, torch.Tensor], None, None]:
+        """Runs prompts, however many there are; yields each pass with its rows of results, on the
+        host.
+
+        Windows are taken as passes need them, one pass ahead, in a thread of its own.  An empty
+        window ends a pass; see `plan`.  With ``keep``, the next stream may share the beginning of
+        the last prompt.
+        """
+        with self._turn():
+            prefix, key = self._prefix or (self.model.no_prefix(), NO_KEY)
+            self._prefix = None
+            passes = self._plan(chain(windows, [[]]) if keep else windows, key)
+        last = None
+        with closing(ahead((p, pack(p.ids, p.spans, p.shared)) for p in passes)) as packed:
+            for planned, batch in packed:
+                prefix.cut(planned.shared[0])
+                last = planned
+                yield planned, self._forward(planned, batch, prefix)
+        if last is not None and last.next_prefix:
+            key = key_of(last.prompts[-1])[: last.next_prefix]
+            with suppress(EngineClosed), self._turn():  # an engine closed since keeps nothing
+                self._prefix = prefix, key
+
+    @property
+    def _prunes(self) -> bool:
+        return self.prune_last_layer and not self._every_token
+
+    def _plan(
+        self,
+        windows: Iterable[Sequence[Prompt]],
+        prefix: np.ndarray = NO_KEY,
+    ) -> Iterator[Pass]:
+        graphs = self.graphs
+        bounded = graphs is not None or gathers(self.attend)
+        return plan(
+            windows,
+            self.token_budget,
+            share=self.share_prefixes and not self._every_token,
+            most_sequences=MAX_SEQUENCES if graphs is None else graphs.buckets[-1].sequences,
+            most_shared=SHARED_PER_TOKEN * self.token_budget if bounded else math.inf,
+            leave_prefix=graphs is None,
+            prefix=prefix,
+        )
+
+    @torch.inference_mode()
+    def _forward(self, planned: Pass, batch: Batch, prefix: Prefix) -> torch.Tensor:
+        with self._turn():
+            if self.device.type == "cpu":  # where weights may be views of their files
+                self.checkpoint.check_unchanged()
+            if self.features is not None and (visuals := planned.visuals):
+                batch = replace(batch, features=self.features.rows(visuals))
+            self.computed += batch.tokens
+            out = self._replay(batch)
+            if out is None:
+                on_device = batch.to(self.device)
+                prefix.rows = on_device.prefix_rows(planned.next_prefix)
+                out = self.model(on_device, self.attend, prefix, prune=self._prunes)
+            # NaN first, so that a copy that never happened leaves no result; before the lock is
+            # given up, because a graph's next replay writes to the same ``out``
+            rows = torch.full(out.shape, torch.nan, dtype=out.dtype).copy_(out)
+            if self.device.type == "cpu":
+                self.checkpoint.check_unchanged()
+            elif rows.isnan().any():
+                self.failures.check_works("the device dropped work")
+            return rows
+
+    def _replay(self, batch: Batch) -> torch.Tensor | None:
+        """The results of `Model` from a graph; None where there is none."""
+        if self.graphs is None:
+            return None
+        try:
+            return self.graphs.run(batch, prune=self._prunes)
+        except GraphError as error:
+            self._give_up_graphs(error)
+            return None
+
+    def _give_up_graphs(self, error: GraphError) -> None:
+        traceback.clear_frames(error.__traceback__)
+        self.graphs = None
+        self.failures.check_works(f"a graph failed and left it unusable: {error}")
+        warn(
+            "a forward pass could not be captured or replayed, so this engine runs eagerly from "
+            f"here on, with the same scores ({error}). Free memory or streams on {self.device}, or "
+            f"lower token_budget, which is {self.token_budget}, for fewer and smaller graphs; "
+            "graph=False does without.",
+            RuntimeWarning,
+        )
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Around all that needs the model: holds the lock, names what the device does wrong, and
+        frees memory where there is too little, or everything where the engine is lost."""
+        with self.failures.turn():
+            try:
+                with self.failures.named():
+                    yield
+            except OutOfMemory:
+                if self.features is not None:
+                    self.features.clear()
+                if self.device.type != "cpu":
+                    runtime(self.device).empty_cache()
+                raise
+            finally:
+                if self.failures.lost is not None:
+                    self._let_go()
+
+    def _let_go(self) -> None:
+        self.graphs = self.features = self._prefix = None
+        vars(self).pop("model", None)
+
+    @cached_property
+    def _bad_weights(self) -> list[str]:
+        return self.checkpoint.not_finite()
+
+    def _check_finite(self, row: torch.Tensor, name: str) -> None:
+        if row.isfinite().all():
+            return
+        bad = self._bad_weights
+        cause = (
+            f"the checkpoint's weights are not finite: {', '.join(bad[:4])}"
+            if bad
+            else f"the arithmetic overflowed in {self.dtype}; try dtype='float32'"
+        )
+        raise NonFiniteScore(
+            f"the model gave NaN or infinity for {name} ({self.checkpoint.path}): {cause}"
+        )

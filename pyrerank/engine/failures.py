@@ -1,0 +1,109 @@
+"""Failures: whether an engine can be used, and which error says what its device did."""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+import torch
+
+from pyrerank.devices.select import check_process, is_out_of_memory, works
+from pyrerank.errors import DeviceError, EngineClosed, OutOfMemory
+
+
+class Failures:
+    """The lock of one engine, whether it can be used, and the errors of its device.
+
+    Making one notes that this process runs models from here on; see `check_process`.
+
+    Args:
+        device: the engine's.
+        token_budget: most tokens of its passes, for messages.
+
+    Attributes:
+        lost: why the engine can never be used again; None while it can.
+        loaded: whether the engine is complete, which messages about memory say.
+
+    Raises:
+        EngineClosed: this process was forked from one that ran a model.
+    """
+
+    def __init__(self, device: torch.device, token_budget: int) -> None:
+        check_process(claim=True)
+        self.lost: str | None = None
+        self.loaded = False
+        self._device = device
+        self._token_budget = token_budget
+        # Who holds the lock may use the model, the graphs and the features.  One thread may take
+        # it twice, because a finaliser that the garbage collector runs in a pass may close the
+        # engine.
+        self.lock = threading.RLock()
+
+    def check_usable(self) -> None:
+        """Raises `EngineClosed` where the engine cannot be used, or not in this process."""
+        check_process()
+        if self.lost is not None:
+            raise EngineClosed(self.lost)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Holds the lock of an engine that can be used.
+
+        Raises:
+            EngineClosed: it cannot be used.
+        """
+        self.check_usable()
+        with self.lock:
+            self.check_usable()
+            yield
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Turns the errors of torch and its backends into those of `pyrerank.errors`.
+
+        Tensors that the frames of such an error hold are freed.  Errors that are no device's pass
+        through, such as a RuntimeError on a CPU.
+
+        Raises:
+            OutOfMemory: memory of the device or the host was too little.
+            EngineClosed: the device no longer works.
+            DeviceError: the device failed, and works again.
+        """
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                traceback.clear_frames(error.__traceback__)
+                raise self._out_of_memory(error) from error
+            if self._device.type == "cpu" or isinstance(error, DeviceError):
+                raise
+            traceback.clear_frames(error.__traceback__)
+            self.check_works(str(error))
+            raise DeviceError(f"{self._device} failed: {error}; it can be used again") from error
+
+    def check_works(self, reason: str) -> None:
+        """Loses the engine where its device does not work any more; ``reason`` says what failed.
+
+        Raises:
+            EngineClosed: the device does not work.
+        """
+        if not works(self._device):
+            self.lose(reason)
+
+    def lose(self, reason: str) -> NoReturn:
+        """Marks the engine as lost, and raises `EngineClosed`."""
+        self.lost = (
+            f"{self._device} or its runtime in this process is lost ({reason}); no engine in this "
+            "process can use it any more: start a new process"
+        )
+        raise EngineClosed(self.lost)
+
+    def _out_of_memory(self, error: Exception) -> OutOfMemory:
+        after = "the engine can be used again" if self.loaded else "no engine was made"
+        return OutOfMemory(
+            f"{self._device} has too little free memory: {error}. Lower token_budget, which is "
+            f"{self._token_budget}, or free memory; {after}"
+        )
