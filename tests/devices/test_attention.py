@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import packed, sharing
+from passes import packed, sharing
 
 from pyrerank.devices.attention import by_sequence, causal_mask, dense, full
 from pyrerank.engine.batch import Batch, pad

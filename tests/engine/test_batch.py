@@ -6,7 +6,7 @@ from itertools import accumulate
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import packed, sharing
+from passes import packed, sharing
 
 from pyrerank.engine.batch import Batch, pack, pad
 from pyrerank.engine.planner import plan

@@ -12,8 +12,8 @@ import torch
 from checkpoints import write_classifier, write_random
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from passes import twin
 from published import Published
-from runs import twin
 from safetensors.torch import load_file, save_file
 
 import pyrerank

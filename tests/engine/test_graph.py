@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import packed
+from passes import packed
 
 from pyrerank.engine.batch import SHARED_PER_TOKEN, pack
 from pyrerank.engine.graphs import SMALLEST, Bucket, buckets

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import trie
+from passes import trie
 
 from pyrerank.engine.planner import LIKELY_PREFIX, in_windows, likely_prefix, plan
 from pyrerank.prompts.items import Prompt, Span

@@ -11,7 +11,7 @@ import torch
 from checkpoints import write_random
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import trie
+from passes import trie
 
 from pyrerank import DeviceError, Embedder, Reranker
 from pyrerank.devices.attention import last_rows

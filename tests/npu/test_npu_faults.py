@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import write_random
-from runs import packed
+from passes import packed
 
 from pyrerank import DeviceError, EngineClosed, NonFiniteScore, OutOfMemory, Reranker
 from pyrerank.devices import select as devices
@@ -305,7 +305,7 @@ def test_torch_npu_that_is_missing(monkeypatch):
     def nothing(package):
         raise PackageNotFoundError(package)
 
-    monkeypatch.setattr("pyrerank.devices.select.version", nothing)
+    monkeypatch.setattr("pyrerank.devices.versions.version", nothing)
     release = torch.__version__.split("+")[0]
     with pytest.raises(DeviceError, match=f"not installed: pip install torch_npu=={release}"):
         resolve("npu")

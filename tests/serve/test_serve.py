@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 import torch
 from checkpoints import write_random
-from runs import twin
+from passes import twin
 from serving import Served
 
 from pyrerank import Embedder, Reranker

@@ -8,8 +8,8 @@ from typing import Any
 
 import httpx
 import pytest
+from passes import twin
 from prometheus_client.parser import text_string_to_metric_families
-from runs import twin
 from serving import PATIENCE, Served, held
 
 from pyrerank import Reranker

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import twin
+from passes import twin
 from serving import PATIENCE, Served, held
 
 from pyrerank import OutOfMemory, Reranker

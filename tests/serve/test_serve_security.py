@@ -16,7 +16,7 @@ from typing import Any
 import PIL.Image
 import pytest
 from checkpoints import write_random
-from runs import twin
+from passes import twin
 from serving import PATIENCE, Served, listening
 
 from pyrerank import Embedder, Fetcher, Reranker

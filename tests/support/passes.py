@@ -1,4 +1,4 @@
-"""Prompts as one pass, what the tree of them has, and engines that share a model."""
+"""Packs prompts as one pass, counts the tree they form, and makes engines that share a model."""
 
 from collections.abc import Sequence
 from typing import TypeVar
