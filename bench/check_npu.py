@@ -54,13 +54,14 @@ def work(arguments: argparse.Namespace) -> None:
     import checks
 
     from pyrerank.bench import machine
-    from pyrerank.devices.select import resolve, runtime
+    from pyrerank.devices.base import Accelerator
+    from pyrerank.devices.select import resolve
 
     ready = arguments.worker != "environment"  # whose own checks are to find out
-    place = str(resolve(arguments.device)) if ready else arguments.device
+    place = str(resolve(arguments.device).torch_device) if ready else arguments.device
     bench = checks.Bench(place, arguments.quick, arguments.work)
-    if ready and bench.device.type != "cpu":
-        runtime(bench.device).set_device(bench.device)  # streams and graphs are the current one's
+    if ready and isinstance(bench.on, Accelerator):
+        bench.on.runtime.set_device(bench.device)  # streams and graphs are the current one's
     todo = checks.checks(arguments.worker)
     tell({"plan": list(todo)} | ({"machine": machine.describe(bench.device)} if ready else {}))
     for name, check in list(todo.items())[arguments.start :]:

@@ -29,7 +29,7 @@ from work import Peak, Work, encode, work
 from workloads import WORKLOADS, Job, Source, first
 
 from pyrerank.bench import machine
-from pyrerank.devices.select import cpu_multiplies_bfloat16, resolve
+from pyrerank.devices.select import resolve
 from pyrerank.weights.checkpoint import Checkpoint, open_checkpoint
 
 LIMITS = {"bfloat16": 0.03, "float32": 1e-4}  # of the difference between two engines' scores
@@ -46,12 +46,12 @@ class Bench:
         self._arguments = arguments
         self._checkpoint = checkpoint
         self._tokenizer = checkpoint.tokenizer()
-        device = torch.device(arguments.device)
-        self._on_cpu = device.type == "cpu"
+        device = resolve(arguments.device)
+        self._on_cpu = device.name == "cpu"
         self._pythons = interpreters(arguments.peers)
         self._kinds = {OURS: ours()} | {name: PEERS[name] for name in self._pythons}
         if arguments.switches:
-            self._kinds |= SWITCHES | GRAPHS.get(device.type, {})
+            self._kinds |= SWITCHES | GRAPHS.get(device.name, {})
         self._engines: dict[tuple[str, str], Engine] = {}
         self._samples: dict[tuple[str, str], list[dict[str, Any]]] = {}
         dtype = getattr(torch, arguments.dtype)
@@ -284,10 +284,9 @@ def parser() -> argparse.ArgumentParser:
 def main() -> int:
     arguments = parser().parse_args()
     device = resolve(arguments.device)
-    arguments.device = str(device)
+    arguments.device = str(device.torch_device)
     if arguments.dtype is None:
-        native = device.type != "cpu" or cpu_multiplies_bfloat16()
-        arguments.dtype = "bfloat16" if native else "float32"
+        arguments.dtype = str(device.default_dtype).removeprefix("torch.")
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as temporary:
         arguments.temporary = Path(temporary)

@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=2 python bench/parts.py VL-0.6B
 
 Three tables: shares of a call's time; a call with and without the padding of small products, which
-keeps scores the same in any batch (`pyrerank.model.layers.LEAST_ROWS`); and the engine's attention
+keeps scores the same in any batch (`pyrerank.devices.cpu.LEAST_ROWS`); and the engine's attention
 beside torch's.
 """
 
@@ -30,14 +30,14 @@ from pyrerank import Reranker
 from pyrerank.bench import machine
 from pyrerank.bench.kernels import quartiles
 from pyrerank.bench.report import line, number
-from pyrerank.kernels import host as cpu
-from pyrerank.model import layers
+from pyrerank.devices import cpu
+from pyrerank.kernels import host
 
 PARTS = {
-    "products of matrices": [(layers.F, "linear")],
-    "attention": [(cpu, "attention")],
+    "products of matrices": [(F, "linear")],
+    "attention": [(host, "attention")],
     "norms, rotation, activations": [
-        (cpu, name) for name in ("add_rms_norm", "norm_rotate_", "swiglu", "gelu")
+        (host, name) for name in ("add_rms_norm", "norm_rotate_", "swiglu", "gelu")
     ],
 }
 
@@ -85,14 +85,14 @@ def shares(engine: Reranker, source: Source, rounds: int) -> list[dict[str, Any]
 
 def padding(engine: Reranker, source: Source, rounds: int) -> list[dict[str, Any]]:
     """Processor time of the whole process, padded over not padded."""
-    rows, least = [], layers.LEAST_ROWS
+    rows, least = [], cpu.LEAST_ROWS
     for count in (1, 8):
         ratios = []
         for n in range(rounds):
             job = WORKLOADS["1x100"].job(source, count)
             taken = {}
             for limit in (1, least)[:: 1 if n % 2 else -1]:
-                layers.LEAST_ROWS = limit
+                cpu.LEAST_ROWS = limit
                 start = time.process_time()
                 engine.score(job["query"], job["documents"])
                 taken[limit] = time.process_time() - start
@@ -110,7 +110,7 @@ def attention(rounds: int) -> list[dict[str, Any]]:
         q, k, v = (torch.randn(starts[-1], heads, 128).bfloat16() for heads in (16, 8, 8))
 
         def ours(q=q, k=k, v=v, lengths=lengths) -> None:
-            cpu.attention(q, k, v, lengths, lengths, None, causal=True)
+            host.attention(q, k, v, lengths, lengths, None, causal=True)
 
         def torchs(q=q, k=k, v=v, starts=starts) -> None:
             for begin, end in pairwise(starts):

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import save_file
 
+from pyrerank.devices.select import resolve
+from pyrerank.model.linear import Float
 from pyrerank.model.vision import VisionTower
 from pyrerank.weights.config import VisionConfig
 
@@ -121,7 +123,8 @@ def _of_vl(name: str) -> str:
 def _tower(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     fields = VisionConfig.__dataclass_fields__
     with torch.device("meta"):
-        tower = VisionTower(VisionConfig(**{key: config[key] for key in fields}))
+        shape = VisionConfig(**{key: config[key] for key in fields})
+        tower = VisionTower(shape, resolve("cpu"), Float())
     return {f"model.visual.{name}": tuple(p.shape) for name, p in tower.named_parameters()}
 
 

@@ -32,7 +32,7 @@ from typing import Any
 
 import torch
 
-from pyrerank.devices.select import runtime
+from pyrerank.devices.base import Accelerator, Device
 from pyrerank.media.reader import Reader
 from pyrerank.prompts.encoder import InputEncoder, PairEncoder
 from pyrerank.prompts.items import Prompt, Visual, pair_up
@@ -144,16 +144,17 @@ class Peak:
     """
 
     def __init__(
-        self, config: DecoderConfig, device: torch.device, dtype: torch.dtype, seconds: float
+        self, config: DecoderConfig, device: Device, dtype: torch.dtype, seconds: float
     ) -> None:
         largest = (LINEAR_ROWS, config.hidden_size, 2 * config.intermediate_size)
         self._seconds = seconds
         self._device = device
-        self._at_once = 1 if device.type == "cpu" else 20  # a launch costs as much as a product
+        # a launch costs as much as a product
+        self._at_once = 20 if isinstance(device, Accelerator) else 1
         self._products = [
             (
-                torch.randn(rows, inner, device=device).to(dtype),
-                torch.randn(columns, inner, device=device).to(dtype).T,
+                torch.randn(rows, inner, device=device.torch_device).to(dtype),
+                torch.randn(columns, inner, device=device.torch_device).to(dtype).T,
             )
             for rows, inner, columns in (largest, (SQUARE, SQUARE, SQUARE))
         ]
@@ -168,7 +169,6 @@ class Peak:
                 start = time.perf_counter()
                 for _ in range(self._at_once):
                     torch.mm(left, right)
-                if self._device.type != "cpu":
-                    runtime(self._device).synchronize(self._device)
+                self._device.synchronize()
                 best = max(best, self._at_once * flops / (time.perf_counter() - start))
         return best

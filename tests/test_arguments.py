@@ -15,7 +15,8 @@ import pyrerank
 from pyrerank import Embedder, Fetcher, Media, OutOfMemory, Reranker, TruncationWarning
 from pyrerank.checks import check_int, entries
 from pyrerank.cli.main import main
-from pyrerank.devices import select as devices
+from pyrerank.devices import ascend
+from pyrerank.devices.select import resolve
 
 pytestmark = pytest.mark.slow
 
@@ -382,11 +383,11 @@ def test_a_torch_npu_that_does_not_work_is_passed_over_with_a_warning(monkeypatc
     def broken():
         raise pyrerank.DeviceError("torch_npu 9.9 does not import (no libascendcl)")
 
-    monkeypatch.setattr(devices, "installed", lambda package: "9.9")
-    monkeypatch.setattr(devices, "_torch_npu", broken)
+    monkeypatch.setattr(ascend, "installed", lambda package: "9.9")
+    monkeypatch.setattr(ascend, "_torch_npu", broken)
     with pytest.warns(RuntimeWarning, match="no NPU is used: torch_npu 9.9 does not") as seen:
-        found = devices.resolve(None)
-    assert found.type == ("cuda" if torch.cuda.is_available() else "cpu")
+        found = resolve(None)
+    assert found.name == ("cuda" if torch.cuda.is_available() else "cpu")
     assert seen[0].filename == __file__
     with pytest.raises(pyrerank.DeviceError, match="does not import"):
-        devices.resolve("npu")
+        resolve("npu")

@@ -26,7 +26,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
 from pyrerank import Reranker
 from pyrerank.media.reader import Content
-from pyrerank.model.vision import patches
+from pyrerank.model.patches import patches
 from pyrerank.prompts.templates import TEMPLATES
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))

@@ -17,6 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyrerank.devices.base import Device
+from pyrerank.devices.select import resolve
+
 GROUPS = ("environment", "kernels", "operators", "engine", "vision", "memory", "speed")
 
 
@@ -37,9 +40,13 @@ class Bench:
     def device(self) -> torch.device:
         return torch.device(self.place)
 
+    @property
+    def on(self) -> Device:
+        """The object that computes there."""
+        return resolve(self.device)
+
     def synchronize(self) -> None:
-        if self.device.type != "cpu":
-            getattr(torch, self.device.type).synchronize()
+        self.on.synchronize()
 
 
 Figure = str | tuple[str, Any]

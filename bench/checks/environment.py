@@ -15,8 +15,10 @@ import torch
 
 from checks import Bench, Check, Figure, Skip, Wrong
 from pyrerank.bench import machine
-from pyrerank.devices import select as device
 from pyrerank.devices import versions
+from pyrerank.devices.ascend import Ascend
+from pyrerank.devices.base import Accelerator
+from pyrerank.devices.select import resolve
 
 BUILD = ("target", "soc", "cann", "flow", "compiler", "flags")  # of build_info
 SETTINGS = (
@@ -60,12 +62,12 @@ def packages(bench: Bench) -> tuple[str, Any]:
 
 
 def found_device(bench: Bench) -> Figure:
-    place = device.resolve(bench.place)  # imports torch_npu; says what is missing
-    if place.type == "cpu":
-        return "cpu"
-    properties = device.runtime(place).get_device_properties(place)
+    device = resolve(bench.place)  # imports torch_npu; says what is missing
+    if not isinstance(device, Accelerator):
+        return device.label
+    properties = device.runtime.get_device_properties(device.torch_device)
     memory = int(properties.total_memory) / 2**30
-    if place.type != "npu":
+    if not isinstance(device, Ascend):
         return f"{properties.name}, {memory:.1f} GiB"
     from torch_npu.npu.utils import get_cann_version
 
@@ -75,7 +77,7 @@ def found_device(bench: Bench) -> Figure:
     return (
         f"{properties.name}, {memory:.1f} GiB, {properties.cube_core_num} cube and "
         f"{properties.vector_core_num} vector cores; runtime says CANN {get_cann_version('CANN')}, "
-        f"driver {driver}; {device.runtime(place).device_count()} devices"
+        f"driver {driver}; {device.count()} devices"
     )
 
 

@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from checks import Bench, Check, Comparison, Figure, Skip, Wrong, record
-from pyrerank.devices.attention import FusedInfer, choose
+from pyrerank.devices.ascend import FusedInfer, cumulative
 from pyrerank.engine.batch import Batch
-from pyrerank.model import layers
 
 UNIT = {torch.bfloat16: 2**-8, torch.float32: 2**-23}  # at least what one rounding changes
 NAMES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
@@ -53,7 +52,7 @@ def rms_norm(bench: Bench, dtype: torch.dtype) -> Figure:
         weight = 1 + 0.2 * normal(width, dtype=dtype)
         for rows in ROWS:
             x = normal(rows, width, dtype=dtype)
-            got = layers.rms_norm(x.to(bench.device), weight.to(bench.device), EPS)
+            got = bench.on.rms_norm(x.to(bench.device), weight.to(bench.device), EPS)
             want = norm_want(x, weight)
             tolerance = 2 * UNIT[dtype] * want.abs() + slack(dtype) * UNIT[dtype]
             comparison.add(f"{rows} x {width}", got, want, tolerance)
@@ -69,7 +68,7 @@ def head_norm(bench: Bench, dtype: torch.dtype) -> Figure:
         parts = (heads, kv_heads, kv_heads)
         there = qkv.to(bench.device).split(parts, dim=1)
         for name, part, here in zip("qk", there, qkv.split(parts, dim=1), strict=False):
-            got = layers.rms_norm(part, weight.to(bench.device), EPS)
+            got = bench.on.rms_norm(part, weight.to(bench.device), EPS)
             want = norm_want(here, weight)
             tolerance = 2 * UNIT[dtype] * want.abs() + slack(dtype) * UNIT[dtype]
             comparison.add(f"{name} of {heads} and {kv_heads} heads", got, want, tolerance)
@@ -79,7 +78,7 @@ def head_norm(bench: Bench, dtype: torch.dtype) -> Figure:
 def norm_of_zeros(bench: Bench, dtype: torch.dtype) -> Figure:
     x = torch.zeros(3, 1024, dtype=dtype, device=bench.device)
     comparison = Comparison()
-    comparison.add("3 x 1024", layers.rms_norm(x, x[0] + 1, EPS), torch.zeros(3, 1024), 0.0)
+    comparison.add("3 x 1024", bench.on.rms_norm(x, x[0] + 1, EPS), torch.zeros(3, 1024), 0.0)
     return comparison.figure()
 
 
@@ -91,7 +90,7 @@ def add_rms_norm(bench: Bench, dtype: torch.dtype) -> Figure:
         for rows in ROWS:
             x, y = normal(rows, width, dtype=dtype), 3 * normal(rows + 1, width, dtype=dtype)[1:]
             there = [tensor.to(bench.device) for tensor in (x, y, weight)]
-            total, normed = layers.add_rms_norm(there[0], there[1], there[2], EPS)
+            total, normed = bench.on.add_rms_norm(there[0], there[1], there[2], EPS)
             case = f"{rows} x {width}"
             want = x.float() + y.float()
             comparison.add(f"{case}, sum", total, want, UNIT[dtype] * want.abs() + 1e-9)
@@ -110,7 +109,7 @@ def swiglu(bench: Bench, dtype: torch.dtype) -> Figure:
             gate, up = x.float().chunk(2, -1)
             want = F.silu(gate) * up
             tolerance = 3 * UNIT[dtype] * want.abs() + slack(dtype) * UNIT[dtype]
-            got = layers.swiglu(x.to(bench.device))
+            got = bench.on.swiglu(x.to(bench.device))
             comparison.add(f"{rows} x {width}", got, want, tolerance)
     return comparison.figure()
 
@@ -129,7 +128,7 @@ def rotary(bench: Bench, dtype: torch.dtype) -> Figure:
             turned = torch.cat((-b, a), -1)
             want = x.float() * cos.float() + turned * sin.float()
             size = x.float().abs() * cos.float().abs() + turned.abs() * sin.float().abs()
-            got = layers.rotate(*(tensor.to(bench.device) for tensor in (x, cos, sin)))
+            got = bench.on.rotate(*(tensor.to(bench.device) for tensor in (x, cos, sin)))
             tolerance = 3 * UNIT[dtype] * size + slack(dtype) * UNIT[dtype]
             comparison.add(f"{rows} tokens, {heads} heads", got, want, tolerance)
     return comparison.figure()
@@ -183,6 +182,10 @@ def batch_of(lengths: Sequence[int], kv_lengths: Sequence[int] = ()) -> Batch:
     return Batch(data, list(lengths), list(kv_lengths or lengths))
 
 
+def there(bench: Bench, batch: Batch) -> Batch:
+    return batch.moved(bench.on.upload(batch.data))
+
+
 def attention_inputs(tokens: int, heads: int, kv_heads: int, head_dim: int) -> Inputs:
     sizes = ((tokens, h, head_dim) for h in (heads, kv_heads, kv_heads))
     q, k, v = (normal(*size, dtype=torch.bfloat16) for size in sizes)
@@ -211,14 +214,14 @@ def attention_tolerance(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int])
 
 def attention(bench: Bench, name: str) -> Figure:
     comparison = Comparison()
-    attend = choose(bench.device, torch.bfloat16, captured=False)
+    attend = bench.on.attention(torch.bfloat16, captured=False)
     for lengths in LENGTHS[name]:
         # on the CPU, which must compute the same, a long sequence takes its time
         few = HEADS[2:3] if bench.quick or sum(lengths) > 4000 else HEADS
         for heads, kv_heads in few:
             inputs = attention_inputs(sum(lengths), heads, kv_heads, 128)
             batch = batch_of(lengths)
-            got = attend(*moved(inputs, bench.device), batch.to(bench.device))
+            got = attend(*moved(inputs, bench.device), there(bench, batch))
             want = attention_want(*inputs, lengths)
             shown = str(lengths) if len(lengths) < 9 else f"{len(lengths)} sequences"
             case = f"{shown}, {heads} and {kv_heads} heads"
@@ -229,11 +232,11 @@ def attention(bench: Bench, name: str) -> Figure:
 def attention_head_sizes(bench: Bench) -> Figure:
     """Sizes that the operator does not take are padded with zeros."""
     comparison = Comparison()
-    attend = choose(bench.device, torch.bfloat16, captured=False)
+    attend = bench.on.attention(torch.bfloat16, captured=False)
     lengths = [9, 0, 40]
     for head_dim in (32, 64, 80, 96, 128, 192):
         inputs = attention_inputs(49, 4, 2, head_dim)
-        batch = batch_of(lengths).to(bench.device)
+        batch = there(bench, batch_of(lengths))
         got = attend(*moved(inputs, bench.device), batch)
         tolerance = attention_tolerance(*inputs, lengths)
         comparison.add(f"head size {head_dim}", got, attention_want(*inputs, lengths), tolerance)
@@ -242,12 +245,12 @@ def attention_head_sizes(bench: Bench) -> Figure:
 
 def attention_neighbours(bench: Bench) -> Figure:
     """What a sequence shares a batch with changes nothing of it beyond rounding."""
-    attend = choose(bench.device, torch.bfloat16, captured=False)
+    attend = bench.on.attention(torch.bfloat16, captured=False)
     lengths = [40, 129, 17]
     q, k, v = moved(attention_inputs(186, 4, 2, 128), bench.device)
-    together = attend(q, k, v, batch_of(lengths).to(bench.device))
+    together = attend(q, k, v, there(bench, batch_of(lengths)))
     part = slice(40, 169)
-    alone = attend(q[part], k[part], v[part], batch_of([129]).to(bench.device))
+    alone = attend(q[part], k[part], v[part], there(bench, batch_of([129])))
     tolerance = 4 * UNIT[torch.bfloat16] * alone.float().abs().cpu() + 1e-3
     comparison = Comparison()
     comparison.add("129 of 186 tokens", together[part], alone, tolerance)
@@ -257,14 +260,14 @@ def attention_neighbours(bench: Bench) -> Figure:
 
 def attention_of_parts(bench: Bench) -> Figure:
     """The last tokens of each sequence, whose first ones another pass computed."""
-    attend = choose(bench.device, torch.bfloat16, captured=False)
+    attend = bench.on.attention(torch.bfloat16, captured=False)
     # one has no query of its own: what is missing in a graph's pass
     own, whole = [5, 1, 0, 40, 130], [30, 77, 9, 40, 2500]
     inputs = attention_inputs(sum(whole), 4, 2, 128)
     parts = torch.arange(sum(whole)).split(whole)
     rows = torch.cat([part[len(part) - n :] for part, n in zip(parts, own, strict=True)])
     q, k, v = moved(inputs, bench.device)
-    got = attend(q[rows], k, v, batch_of(own, whole).to(bench.device))
+    got = attend(q[rows], k, v, there(bench, batch_of(own, whole)))
     comparison = Comparison()
     tolerance = attention_tolerance(*inputs, whole)[rows]
     comparison.add("parts of 5 sequences", got, attention_want(*inputs, whole)[rows], tolerance)
@@ -278,7 +281,7 @@ def graph_attention(bench: Bench) -> tuple[Comparison, Inputs, Any, Tensor]:
     attend = FusedInfer(bench.device)
     inputs = attention_inputs(200, 4, 2, 128)
     q, k, v = moved(inputs, bench.device)
-    batch = batch_of([0, 0, 0, 200]).to(bench.device)
+    batch = there(bench, batch_of([0, 0, 0, 200]))
 
     def twice() -> Tensor:
         attend(q, v, k, batch)
@@ -307,7 +310,7 @@ def last_call_of_its_own(bench: Bench) -> Figure:
     q, k, v = moved(attention_inputs(200, 4, 2, 128), bench.device)
 
     def both(own: list[int], keys: list[int]) -> list[Batch]:
-        return [batch_of(queries, keys).to(bench.device) for queries in (own, [1] * 4)]
+        return [there(bench, batch_of(queries, keys)) for queries in (own, [1] * 4)]
 
     def calls(batches: list[Batch]) -> list[Tensor]:
         return [attend(q[: batch.tokens], k, v, batch) for batch in batches]
@@ -318,7 +321,7 @@ def last_call_of_its_own(bench: Bench) -> Figure:
     for own, keys in (([30, 0, 49, 1], [60, 1, 89, 50]), ([80, 0, 0, 0], [90, 1, 1, 108])):
         for out in outs:
             out.fill_(torch.nan)
-        graph.update(cpu_update_input=[FusedInfer.lengths(n, keys) for n in (own, [1] * 4)])
+        graph.update(cpu_update_input=[cumulative(n, keys) for n in (own, [1] * 4)])
         graph.replay()
         for name, out, want in zip(("all", "last"), outs, calls(both(own, keys)), strict=True):
             tolerance = 4 * UNIT[torch.bfloat16] * want.float().abs().cpu() + 1e-3
@@ -332,7 +335,7 @@ NEW_LENGTHS = [[50, 50, 50, 50], [1, 198, 1, 0], [0, 0, 200, 0], [70, 0, 60, 70]
 def update_then_replay(bench: Bench) -> Figure:
     comparison, inputs, graph, out = graph_attention(bench)
     for lengths in replays(NEW_LENGTHS, comparison, inputs, out):
-        graph.update(cpu_update_input=[FusedInfer.lengths(lengths)])
+        graph.update(cpu_update_input=[cumulative(lengths, lengths)])
         graph.replay()
     return comparison.figure()
 
@@ -341,7 +344,7 @@ def replay_then_update(bench: Bench) -> Figure:
     comparison, inputs, graph, out = graph_attention(bench)
     for lengths in replays(NEW_LENGTHS, comparison, inputs, out):
         graph.replay()
-        graph.update(cpu_update_input=[FusedInfer.lengths(lengths)])
+        graph.update(cpu_update_input=[cumulative(lengths, lengths)])
     return comparison.figure()
 
 
@@ -380,7 +383,7 @@ def replay_allocates_nothing(bench: Bench) -> Figure:
     module = torch.npu  # type: ignore[attr-defined]
     before = None
     for lengths in replays(NEW_LENGTHS, comparison, inputs, out):
-        graph.update(cpu_update_input=[FusedInfer.lengths(lengths)])
+        graph.update(cpu_update_input=[cumulative(lengths, lengths)])
         graph.replay()
         module.synchronize()
         reserved = module.memory_reserved()

@@ -17,7 +17,7 @@ def kernel(bench: Bench, name: str) -> tuple[str, Any]:
     for width in (2048,) if bench.quick else (1024, 2048, 4096):
         for count in (1, 8) if bench.quick else (1, 8, 64, 256):
             case = Case(name, count, width, "bfloat16", tokens=1)
-            row = measure(case, bench.device, rounds=5 if bench.quick else 20)
+            row = measure(case, bench.on, rounds=5 if bench.quick else 20)
             rows.append({"H": width, "B": count} | row)
     shown = rows[-1]
 

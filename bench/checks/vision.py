@@ -19,8 +19,7 @@ from checks import Bench, Check, Comparison, Figure, Skip, Wrong, record
 from checks.engine import DTYPES, bound, model
 from checks.operators import EPS, NAMES, UNIT, attention_inputs, moved, normal, slack
 from pyrerank import Reranker
-from pyrerank.devices import attention
-from pyrerank.model import layers
+from pyrerank.devices.select import resolve
 from pyrerank.model.vision import VisionTower
 from pyrerank.weights.checkpoint import open_checkpoint
 
@@ -61,7 +60,7 @@ def gelu(bench: Bench, dtype: torch.dtype, approximate: str) -> Figure:
     comparison = Comparison()
     for _, width in TOWERS:
         x = 3 * normal(129, width, dtype=dtype)
-        got = layers.gelu(x.to(bench.device), approximate)
+        got = bench.on.gelu(x.to(bench.device), approximate)
         want = F.gelu(x.double(), approximate=approximate)
         tolerance = 2 * UNIT[dtype] * want.abs() + (4e-6 if dtype == torch.float32 else 1e-4)
         comparison.add(f"129 x {width}", got, want, tolerance)
@@ -94,7 +93,7 @@ def rotary(bench: Bench) -> Figure:
         a, b = x.chunk(2, -1)
         want = x * cos + torch.cat((-b, a), -1) * sin
         part = qkv.to(bench.device)[:, 16:32]
-        got = layers.rotate(part, cos.to(bench.device), sin.to(bench.device))
+        got = bench.on.rotate(part, cos.to(bench.device), sin.to(bench.device))
         comparison.add(f"heads of {width}", got, want, 4 * 2**-23 * x.abs().amax())
     return comparison.figure()
 
@@ -107,7 +106,7 @@ def full_attention(bench: Bench, name: str, head_dim: int) -> Figure:
         if bench.quick:
             lengths = [min(length, 1800) for length in lengths]
         inputs = attention_inputs(sum(lengths), heads, heads, head_dim)
-        got = attention.full(*moved(inputs, bench.device), list(lengths))
+        got = bench.on.full_attention(*moved(inputs, bench.device), list(lengths))
         want, size = pictures_want(*inputs, lengths)
         shown = str(lengths) if len(lengths) < 9 else f"{len(lengths)} pictures"
         comparison.add(f"{shown}, {heads} heads", got, want, 4 * UNIT[torch.bfloat16] * size)
@@ -180,9 +179,9 @@ def tower(bench: Bench, dtype: torch.dtype) -> Figure:
     checkpoint = open_checkpoint(model(bench, SHAPE))
     grids = [(1, 4, 6), (1, 2, 2), (3, 8, 6), (1, 20, 14)]
     x = normal(sum(t * h * w for t, h, w in grids), 1536, dtype=torch.bfloat16)
-    on_cpu = partial(VisionTower.load, checkpoint, torch.device("cpu"), torch.float32)
+    on_cpu = partial(VisionTower.load, checkpoint, resolve("cpu"), torch.float32)
     want = kept(bench, f"{SHAPE}-features.pt", lambda: on_cpu()(x, grids))
-    got = VisionTower.load(checkpoint, bench.device, dtype)(x, grids)
+    got = VisionTower.load(checkpoint, bench.on, dtype)(x, grids)
     comparison = Comparison()
     # of features whose deviation is about 1
     comparison.add("4 pictures", got, want, 0.1 if dtype == torch.bfloat16 else 1e-4)

@@ -27,7 +27,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyrerank.bench import machine
 from pyrerank.bench import report as bench_report
-from pyrerank.devices import select as device
+from pyrerank.devices.ascend import Ascend
+from pyrerank.devices.base import Accelerator, Device
+from pyrerank.devices.cuda import Cuda
+from pyrerank.devices.select import resolve
 from pyrerank.kernels import extension, ops
 from pyrerank.kernels.checks import DTYPES
 
@@ -118,8 +121,9 @@ class Case:
 # ---- time ---------------------------------------------------------------------------------------
 
 
-def measure(case: Case, place: torch.device, rounds: int) -> dict[str, Any]:
+def measure(case: Case, device: Device, rounds: int) -> dict[str, Any]:
     """Measures kernel, twin and copy: microseconds of a call, and ratios."""
+    place = device.torch_device
     kernel, eager = case.calls(place)
     half = max(case.least_bytes(), LEAST_COPY) // 2
     source, target = (torch.zeros(half, dtype=torch.uint8, device=place) for _ in range(2))
@@ -128,8 +132,8 @@ def measure(case: Case, place: torch.device, rounds: int) -> dict[str, Any]:
         "eager": eager,
         "copy": partial(target.copy_, source),
     }
-    calls = {name: _calls(call, place) for name, call in timed.items()}
-    if place.type == "npu":  # a graph shows the time of the device alone
+    calls = {name: _calls(call, device) for name, call in timed.items()}
+    if isinstance(device, Ascend):  # a graph shows the time of the device alone
         for name in ("kernel", "eager"):
             timed[f"{name}_replayed"] = _captured(timed[name])
             calls[f"{name}_replayed"] = CALLS
@@ -137,7 +141,7 @@ def measure(case: Case, place: torch.device, rounds: int) -> dict[str, Any]:
     for number in range(WARM_UP + rounds):
         for name in list(timed)[:: 1 if number % 2 else -1]:
             replayed = name.endswith("_replayed")
-            whole = _microseconds(timed[name], 1 if replayed else calls[name], place)
+            whole = _microseconds(timed[name], 1 if replayed else calls[name], device)
             taken[name].append(whole / calls[name])
     taken = {name: times[WARM_UP:] for name, times in taken.items()}
 
@@ -152,7 +156,7 @@ def measure(case: Case, place: torch.device, rounds: int) -> dict[str, Any]:
     }
     del taken["copy"]
     result |= {f"{name}_us": quartiles(times) for name, times in taken.items()}
-    for suffix in ("", "_replayed") if place.type == "npu" else ("",):
+    for suffix in ("", "_replayed") if isinstance(device, Ascend) else ("",):
         ours = taken[f"kernel{suffix}"]
         result |= {
             f"gb_per_s{suffix}": 1e-3 * least / statistics.median(ours),
@@ -176,24 +180,24 @@ def clock() -> str:
     return "process_time" if torch.get_num_threads() == 1 else "perf_counter"
 
 
-def _calls(call: Call, place: torch.device) -> int:
+def _calls(call: Call, device: Device) -> int:
     """How many calls one measurement has."""
-    if place.type != "cpu":
+    if isinstance(device, Accelerator):
         return CALLS
     for _ in range(WARM_UP):
         call()
-    return max(1, round(SECONDS * 1e6 / _microseconds(call, 1, place)))
+    return max(1, round(SECONDS * 1e6 / _microseconds(call, 1, device)))
 
 
-def _microseconds(call: Call, calls: int, place: torch.device) -> float:
+def _microseconds(call: Call, calls: int, device: Device) -> float:
     """Times ``calls`` calls one after the other, until the last returns or its device is done."""
-    if place.type == "cpu":
+    if not isinstance(device, Accelerator):
         now = getattr(time, clock())
         start = now()
         for _ in range(calls):
             call()
         return 1e6 * (now() - start)
-    begin, end = (device.runtime(place).Event(enable_timing=True) for _ in range(2))
+    begin, end = (device.runtime.Event(enable_timing=True) for _ in range(2))
     begin.record()
     for _ in range(calls):
         call()
@@ -278,10 +282,10 @@ def estimate(case: Case) -> dict[str, Any]:
 
 def report(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measures all cases that the arguments ask for."""
-    place = device.resolve(arguments.device)
-    if place.type == "cuda" or extension._C is None:
+    device = resolve(arguments.device)
+    if isinstance(device, Cuda) or extension._C is None:
         why = "there are no kernels for CUDA" if extension._C else "the extension was not built"
-        raise ValueError(f"device {place}: {why}, so there is nothing to measure")
+        raise ValueError(f"device {device}: {why}, so there is nothing to measure")
     rows = []
     with torch.inference_mode():
         for kernel in arguments.kernels:
@@ -296,13 +300,13 @@ def report(arguments: argparse.Namespace) -> dict[str, Any]:
                             "dtype": dtype,
                             "tokens": arguments.tokens if kernel == "fused_pool mean" else 1,
                         }
-                        row |= measure(case, place, arguments.rounds)
+                        row |= measure(case, device, arguments.rounds)
                         row |= {"counts": counts(case), "estimate_910b3": estimate(case)}
                         rows.append(row)
     return {
         "command": "pyrerank bench kernels",
-        "machine": machine.describe(place),
-        "clock": clock() if place.type == "cpu" else "device events",
+        "machine": machine.describe(device.torch_device),
+        "clock": "device events" if isinstance(device, Accelerator) else clock(),
         "rounds": arguments.rounds,
         "rows": rows,
     }

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from pyrerank.devices.select import resolve
 from pyrerank.devices.versions import cann_version, packages
 
 SIMULATED = "SIMULATED RUNTIME: no NPU has run any of this. Times here mean nothing."
@@ -30,7 +31,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     return {
         "processor": processor(),
         "threads": torch.get_num_threads(),
-        "device": device_name(device),
+        "device": resolve(device).label,
         "simulated": simulated(),
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -46,10 +47,3 @@ def processor() -> str:
         text = ""
     name = re.search(r"^(?:model name|Model Name|Hardware)\s*:\s*(.+)$", text, re.MULTILINE)
     return f"{name.group(1) if name else platform.machine()}, {os.cpu_count()} logical cores"
-
-
-def device_name(device: torch.device) -> str:
-    if device.type == "cpu":
-        return "cpu"
-    module = getattr(torch, device.type)
-    return f"{device.type}: {module.get_device_name(device)}"

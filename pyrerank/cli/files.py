@@ -77,7 +77,7 @@ def _settings(
         "pyrerank's version": __version__,
         "the command": args.command,
         "--model": identity(task.engine.core.checkpoint),
-        "--device": task.engine.device.type,  # the kind, because the index may change
+        "--device": task.engine.core.device.name,  # the kind, because the index may change
         "--dtype": str(task.engine.dtype).removeprefix("torch."),
         "the limit of tokens": task.engine.max_tokens,
         "--instruction": args.instruction,

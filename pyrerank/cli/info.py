@@ -66,9 +66,9 @@ def _devices(missing: list[str]) -> list[str]:
     except Exception as error:
         missing.append("a torch that imports")
         return [f"devices: torch does not import ({error})"]
-    from pyrerank.devices.select import cpu_multiplies_bfloat16
+    from pyrerank.devices.cpu import multiplies_bfloat16
 
-    native = "native" if cpu_multiplies_bfloat16() else "emulated"
+    native = "native" if multiplies_bfloat16() else "emulated"
     lines = [f"cpu: {torch.get_num_threads()} threads, bfloat16 {native}"]
     lines += [
         f"cuda:{i}: {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())

@@ -97,10 +97,9 @@ class Batch:
         data = torch.cat((ends.new_zeros(4 * count), ends, self.cu_keys, *rows))
         return Batch(data, [1] * count, self.kv_lengths)
 
-    def to(self, device: torch.device) -> Batch:
-        """The batch on ``device``, without waiting for the copy."""
-        data = self.data if device.type == "cpu" else self.data.pin_memory()
-        return replace(self, data=data.to(device, non_blocking=True))
+    def moved(self, data: Tensor) -> Batch:
+        """The batch with a copy of its numbers, such as on a device, in the place of ``data``."""
+        return replace(self, data=data)
 
 
 def pack(

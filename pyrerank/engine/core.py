@@ -21,8 +21,8 @@ import torch
 from tqdm import tqdm
 
 from pyrerank.checks import check_flag, check_int, warn
-from pyrerank.devices.attention import FusedInfer, causal_mask, choose, gathers
-from pyrerank.devices.select import reserve, resolve, resolve_dtype, runtime
+from pyrerank.devices.base import Accelerator
+from pyrerank.devices.select import resolve, resolve_dtype
 from pyrerank.engine.ahead import ahead
 from pyrerank.engine.batch import MAX_SEQUENCES, SHARED_PER_TOKEN, Batch, pack
 from pyrerank.engine.failures import Failures
@@ -31,18 +31,12 @@ from pyrerank.engine.graphs import GraphError, Graphs
 from pyrerank.engine.planner import NO_KEY, Pass, in_windows, key_of, plan
 from pyrerank.engine.prefix import Prefix
 from pyrerank.errors import EngineClosed, NonFiniteScore, OutOfMemory
-from pyrerank.kernels.extension import npu_kernels
-from pyrerank.model.decoder import Decoder, Model
-from pyrerank.model.heads import Head
+from pyrerank.model.decoder import Decoder
+from pyrerank.model.heads import Head, Model
 from pyrerank.model.vision import VisionTower
 from pyrerank.prompts.encoder import Encoder
 from pyrerank.prompts.items import Prompt, unique
 from pyrerank.weights.checkpoint import Checkpoint
-
-TOKEN_BUDGET = 8192
-# A larger pass is no faster on a CPU, and its largest tensors come from the system at each layer,
-# page by page.
-TOKEN_BUDGET_CPU = 1024
 
 
 class Task(Protocol):
@@ -119,15 +113,12 @@ class Core(Generic[E, T]):
         if graph is not None:
             graph = check_flag("graph", graph)
         self.device = resolve(device)
-        if self.device.type == "npu":
-            npu_kernels()  # that they do not load is said before the weights are read
-        if graph and self.device.type == "cpu":
+        self.device.prepare()  # what is missing is said before the weights are read
+        if graph and not isinstance(self.device, Accelerator):
             raise ValueError("graph=True needs a device with graphs: npu or cuda")
         self.dtype = resolve_dtype(dtype, self.device)
-        if token_budget is None:
-            token_budget = TOKEN_BUDGET_CPU if self.device.type == "cpu" else TOKEN_BUDGET
-        self.token_budget = token_budget
-        self.failures = Failures(self.device, token_budget)
+        self.token_budget = token_budget or self.device.token_budget
+        self.failures = Failures(self.device, self.token_budget)
         self.checkpoint = checkpoint
         self.encoder = encoder
         self.task = task
@@ -141,26 +132,27 @@ class Core(Generic[E, T]):
             decoder = Decoder.load(checkpoint, self.device, self.dtype)
             if checkpoint.family == "qwen3-vl":
                 tower = VisionTower.load(checkpoint, self.device, self.dtype)
-                self.features = Features(tower, token_budget, vision_cache)
-            self.model = Model(decoder, task.head(self.device))
+                self.features = Features(tower, self.token_budget, vision_cache)
+            self.model = Model(decoder, task.head(self.device.torch_device))
             self._every_token = self.model.head.every_token
-            self.attend = choose(self.device, self.dtype, captured=False)
-            if graph or (graph is None and self.device.type == "npu"):
+            self.attend = self.device.attention(self.dtype, captured=False)
+            if self.device.graphs_by_default if graph is None else graph:
                 self._start_graphs()
-            elif self.device.type != "cpu":
-                reserve(self.device, decoder.activation_bytes(token_budget, self.attend))
+            else:
+                self.device.reserve(decoder.activation_bytes(self.token_budget, self.attend))
         self.failures.loaded = True
 
     def _start_graphs(self) -> None:
-        attend = choose(self.device, self.dtype, captured=True)
-        updated = len(self.model.decoder.layers) if isinstance(attend, FusedInfer) else 0
+        assert isinstance(self.device, Accelerator)
+        attend = self.device.attention(self.dtype, captured=True)
         forward = partial(self.model, attend=attend, prefix=self.model.no_prefix())
         try:
             self.graphs = Graphs(
                 forward,
                 self.device,
                 self.token_budget,
-                updated,
+                attend,
+                len(self.model.decoder.layers),
                 self.model.decoder.activation_bytes(self.token_budget, attend),
                 self.features,
             )
@@ -171,8 +163,8 @@ class Core(Generic[E, T]):
         """See `Engine.device_memory`."""
         with self._turn():
             decoder = self.model.decoder
-            attend = choose(self.device, self.dtype, captured=self.graphs is not None)
-            mask = causal_mask(self.device).nbytes if isinstance(attend, FusedInfer) else 0
+            attend = self.device.attention(self.dtype, captured=self.graphs is not None)
+            mask = attend.constant_bytes()
             weights = sum(parameter.nbytes for parameter in decoder.parameters())
             vision = self.features.device_memory() if self.features is not None else 0
             return weights + mask + decoder.activation_bytes(self.token_budget, attend) + vision
@@ -195,8 +187,7 @@ class Core(Generic[E, T]):
             if self.failures.lost is None:
                 self.failures.lost = reason
                 self._let_go()
-                if self.device.type != "cpu":
-                    runtime(self.device).empty_cache()
+                self.device.empty_cache()
 
     def results(
         self,
@@ -308,7 +299,7 @@ class Core(Generic[E, T]):
         prefix: np.ndarray = NO_KEY,
     ) -> Iterator[Pass]:
         graphs = self.graphs
-        bounded = graphs is not None or gathers(self.attend)
+        bounded = graphs is not None or self.attend.gathers
         return plan(
             windows,
             self.token_budget,
@@ -322,20 +313,20 @@ class Core(Generic[E, T]):
     @torch.inference_mode()
     def _forward(self, planned: Pass, batch: Batch, prefix: Prefix) -> torch.Tensor:
         with self._turn():
-            if self.device.type == "cpu":  # where weights may be views of their files
+            if self.device.maps_weights:
                 self.checkpoint.check_unchanged()
             if self.features is not None and (visuals := planned.visuals):
                 batch = replace(batch, features=self.features.rows(visuals))
             self.computed += batch.tokens
             out = self._replay(batch)
             if out is None:
-                on_device = batch.to(self.device)
+                on_device = batch.moved(self.device.upload(batch.data))
                 prefix.rows = on_device.prefix_rows(planned.next_prefix)
                 out = self.model(on_device, self.attend, prefix, prune=self._prunes)
             # NaN first, so that a copy that never happened leaves no result; before the lock is
             # given up, because a graph's next replay writes to the same ``out``
             rows = torch.full(out.shape, torch.nan, dtype=out.dtype).copy_(out)
-            if self.device.type == "cpu":
+            if self.device.maps_weights:
                 self.checkpoint.check_unchanged()
             elif rows.isnan().any():
                 self.failures.check_works("the device dropped work")
@@ -346,7 +337,7 @@ class Core(Generic[E, T]):
         if self.graphs is None:
             return None
         try:
-            return self.graphs.run(batch, prune=self._prunes)
+            return self.graphs.replay(batch, prune=self._prunes)
         except GraphError as error:
             self._give_up_graphs(error)
             return None
@@ -374,8 +365,7 @@ class Core(Generic[E, T]):
             except OutOfMemory:
                 if self.features is not None:
                     self.features.clear()
-                if self.device.type != "cpu":
-                    runtime(self.device).empty_cache()
+                self.device.empty_cache()
                 raise
             finally:
                 if self.failures.lost is not None:

@@ -29,7 +29,7 @@ class Engine:
     @property
     def device(self) -> torch.device:
         """The device that the model is on, with its index."""
-        return self.core.device
+        return self.core.device.torch_device
 
     @property
     def dtype(self) -> torch.dtype:

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-import torch
-
-from pyrerank.devices.select import check_process, is_out_of_memory, works
+from pyrerank.devices.base import Device
+from pyrerank.devices.select import check_process, is_out_of_memory
 from pyrerank.errors import DeviceError, EngineClosed, OutOfMemory
 
 
@@ -31,7 +30,7 @@ class Failures:
         EngineClosed: this process was forked from one that ran a model.
     """
 
-    def __init__(self, device: torch.device, token_budget: int) -> None:
+    def __init__(self, device: Device, token_budget: int) -> None:
         check_process(claim=True)
         self.lost: str | None = None
         self.loaded = False
@@ -78,7 +77,7 @@ class Failures:
             if is_out_of_memory(error):
                 traceback.clear_frames(error.__traceback__)
                 raise self._out_of_memory(error) from error
-            if self._device.type == "cpu" or isinstance(error, DeviceError):
+            if not self._device.fails_alone or isinstance(error, DeviceError):
                 raise
             traceback.clear_frames(error.__traceback__)
             self.check_works(str(error))
@@ -90,7 +89,7 @@ class Failures:
         Raises:
             EngineClosed: the device does not work.
         """
-        if not works(self._device):
+        if not self._device.works():
             self.lose(reason)
 
     def lose(self, reason: str) -> NoReturn:

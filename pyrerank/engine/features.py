@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from pyrerank.devices.select import reserve
 from pyrerank.engine.batch import MAX_SEQUENCES
 from pyrerank.media.images import MIN_IMAGE_TOKENS
-from pyrerank.model.vision import Grid, VisionTower, patches
+from pyrerank.model.patches import Grid, patches
+from pyrerank.model.vision import VisionTower
 from pyrerank.prompts.items import Visual
 from pyrerank.weights.config import MERGE, PAIR, PATCH
 
@@ -87,11 +87,8 @@ class Features:
             yield run
 
     def _encode(self, visuals: Sequence[Visual]) -> dict[bytes, torch.Tensor]:
-        device = self._tower.inv_freq.device
-        if device.type != "cpu":
-            # The memory of a pass is reserved in one piece, each time: when a graph is captured,
-            # the allocator gives back all that is free.
-            reserve(device, self._tower.activation_bytes(self._tokens * MERGE**2))
+        # again for each pass: captures of graphs give back what was reserved before
+        self._tower.device.reserve(self._tower.activation_bytes(self._tokens * MERGE**2))
         pixels = patches([visual.frames for visual in visuals], self._tower.pos_embed.weight.dtype)
         out = self._tower(pixels, [_grid(visual) for visual in visuals])
         self.encoded += len(visuals)

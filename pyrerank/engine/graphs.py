@@ -3,8 +3,7 @@
 A bucket is a number of packed tokens T, a number of sequences S and a number of keys K, with
 pictures or without.  A batch is padded to the smallest bucket that holds it: the spare rows are one
 more sequence, which no result looks at.  Inputs, features of pictures among them, are copied into
-static buffers; lengths, which attention on an NPU takes from the host, are replaced in the captured
-graph by ``NPUGraph.update``.
+static buffers; the device replaces the lengths that attention was captured with.
 
 Sequences share prefixes within a pass: K keys are gathered whether or not they are shared, so that
 a bucket needs one graph.  Nothing is left for the next pass, whose first prompt computes all.
@@ -13,14 +12,14 @@ a bucket needs one graph.  Nothing is left for the next pass, whose first prompt
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 
-from pyrerank.devices.attention import FusedInfer
-from pyrerank.devices.select import reserve, runtime
+from pyrerank.devices.attention import CausalAttention
+from pyrerank.devices.base import Accelerator, Lengths
 from pyrerank.engine.batch import MAX_SEQUENCES, SHARED_PER_TOKEN, Batch, pack, pad
 from pyrerank.engine.features import Features
 from pyrerank.errors import PyrerankError
@@ -81,9 +80,10 @@ class Graphs:
     Args:
         forward: from a batch on the device to its results, a row a sequence; ``prune``: whether
             the last layer computes last tokens only.
-        device: an NPU or a CUDA device.
+        device: has graphs.
         token_budget: most tokens of a pass; bounds the number of buckets.
-        updated: attention operators whose lengths are updated on the host, one a layer, or 0.
+        attend: the attention of ``forward``, which calls it once a layer.
+        layers: how many layers the decoder has.
         workspace: bytes that the largest pass needs; all graphs share them.
         features: of a model that reads pictures.
 
@@ -98,9 +98,10 @@ class Graphs:
     def __init__(
         self,
         forward: Callable[..., torch.Tensor],
-        device: torch.device,
+        device: Accelerator,
         token_budget: int,
-        updated: int,
+        attend: CausalAttention,
+        layers: int,
         workspace: int,
         features: Features | None,
     ) -> None:
@@ -108,23 +109,19 @@ class Graphs:
         self.buckets = buckets(token_budget)
         self._forward = forward
         self._device = device
-        self._updated = updated
+        self._layers = layers
         self._workspace = workspace
-        self._module = runtime(device)
         self._graphs: dict[tuple[Bucket, bool], tuple[Any, torch.Tensor]] = {}
         largest = self.buckets[-1]
         # of which T only with pictures
         size = 5 * largest.tokens + 2 * (largest.sequences + 2) + largest.keys
         self._features: torch.Tensor | None = None
         try:
-            with self._module.device(device):
-                self._inputs = torch.zeros(size, dtype=torch.int32, device=device)
-                if features is not None:
-                    self._features = features.zeros(largest.tokens)
-                    self.buckets += [replace(bucket, vision=True) for bucket in self.buckets]
-                self._pool = self._module.graph_pool_handle()
-                self._stream = self._module.Stream()
-                self._update_stream = self._module.Stream()
+            self._inputs = torch.zeros(size, dtype=torch.int32, device=device.torch_device)
+            if features is not None:
+                self._features = features.zeros(largest.tokens)
+                self.buckets += [replace(bucket, vision=True) for bucket in self.buckets]
+            self._capture = device.capture(layers, attend)
         except RuntimeError as error:
             raise GraphError(f"no stream or no memory for graphs: {error}") from error
 
@@ -137,7 +134,7 @@ class Graphs:
         for bucket in reversed(self.buckets):
             self._captured(bucket, prune)
 
-    def run(self, batch: Batch, *, prune: bool) -> torch.Tensor | None:
+    def replay(self, batch: Batch, *, prune: bool) -> torch.Tensor | None:
         """Replays the pass for a batch on the host; None if no bucket holds it.
 
         Returns:
@@ -151,7 +148,7 @@ class Graphs:
             return None
         graph, out = self._captured(bucket, prune)
         padded = bucket.pad(batch)
-        # what a replay that never ran would leave is no score
+        # NaN is no score, should the replay drop its work silently
         out.fill_(torch.nan)
         self._inputs[: len(padded.data)].copy_(padded.data.pin_memory(), non_blocking=True)
         if batch.features is not None and self._features is not None:
@@ -160,14 +157,10 @@ class Graphs:
             static[:, :rows].copy_(batch.features)
             static[:, rows:].copy_(batch.features[:, :1])  # as `pad` repeats the index
         try:
-            if self._updated:
-                updates = [FusedInfer.lengths(padded.lengths, padded.kv_lengths)] * self._updated
-                if prune:
-                    last = [1] * len(padded.lengths)
-                    updates[-1] = FusedInfer.lengths(last, padded.kv_lengths)
-                # exactly once a replay, which waits for it
-                graph.update(cpu_update_input=updates)
-            graph.replay()
+            calls: list[Lengths] = [(padded.lengths, padded.kv_lengths)] * self._layers
+            if prune:
+                calls[-1] = [1] * len(padded.lengths), padded.kv_lengths
+            self._capture.replay(graph, calls)
         except RuntimeError as error:
             # an update that torch_npu did not finish blocks all that follow
             raise GraphError(f"bucket of {bucket.tokens} tokens: {error}") from error
@@ -177,12 +170,12 @@ class Graphs:
     def _captured(self, bucket: Bucket, prune: bool) -> tuple[Any, torch.Tensor]:
         key = bucket, prune
         if key not in self._graphs:
-            with self._module.device(self._device):
-                self._graphs[key] = self._capture(bucket, prune)
+            with self._device.runtime.device(self._device.torch_device):
+                self._graphs[key] = self._recorded(bucket, prune)
             self.captures += 1
         return self._graphs[key]
 
-    def _capture(self, bucket: Bucket, prune: bool) -> tuple[Any, torch.Tensor]:
+    def _recorded(self, bucket: Bucket, prune: bool) -> tuple[Any, torch.Tensor]:
         one_token = pack([[0]], [[(0, 1, 1)] if bucket.vision else []], [0])
         host = bucket.pad(one_token)
         features = None
@@ -192,41 +185,18 @@ class Graphs:
         try:
             static.data.copy_(host.data)
             if not self._graphs:
-                # what operators set up at their first use, no graph may hold
-                reserve(self._device, self._workspace)
-                self._forward(static, prune=prune)
-            self._module.synchronize()
-            self._module.empty_cache()  # a graph's memory is its own: leave it what there is
-            graph, out = self._record(static, prune)
+                # operators set themselves up at their first use, which no graph may hold
+                self._pass(static, prune)
+            self._device.synchronize()
+            self._device.empty_cache()  # a graph's memory is its own: leave it what there is
+            return self._capture.record(partial(self._pass, static, prune))
         except (RuntimeError, AttributeError) as error:  # the latter: an older torch_npu
-            # what went wrong first says more than that the capture could not end
+            # the first error says more than the last, which is that the capture could not end
             cause = error.__context__ or error
             raise GraphError(f"bucket of {bucket.tokens} tokens: {cause}") from error
-        return graph, out
 
-    def _record(self, static: Batch, prune: bool) -> tuple[Any, torch.Tensor]:
-        dispatch: Any = nullcontext()
-        if self._device.type == "npu":
-            graph = self._module.NPUGraph()
-            graph.auto_dispatch_capture = bool(self._updated)
-            if self._updated:
-                dispatch = graph.graph_dispatch_mode
-                dispatch.update_stream = self._update_stream  # torch_npu's own is of another device
-        else:
-            graph = self._module.CUDAGraph()  # cuda only
-        # not `torch.npu.graph`: when ending a capture fails, that leaves its stream and its
-        # dispatch mode behind
-        with self._module.stream(self._stream), dispatch:
-            graph.capture_begin(pool=self._pool)
-            try:
-                if not self._graphs:
-                    reserve(self._device, self._workspace)
-                out = self._forward(static, prune=prune)
-            finally:
-                graph.capture_end()
-        if self._updated and len(dispatch.graph_dispatch_records) != self._updated:
-            raise RuntimeError(
-                f"torch_npu can update {len(dispatch.graph_dispatch_records)} of "
-                f"{self._updated} attention calls; this torch_npu is too old for graphs"
-            )
-        return graph, out
+    def _pass(self, static: Batch, prune: bool) -> torch.Tensor:
+        """A pass; until there is a graph, it takes the memory of the largest pass in one piece."""
+        if not self._graphs:
+            self._device.reserve(self._workspace)
+        return self._forward(static, prune=prune)

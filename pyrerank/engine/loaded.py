@@ -61,7 +61,7 @@ class Loaded(Generic[E]):
             key = folder, _files(folder), on, chosen
             if key != self._key or self._engine is None:
                 self.close()
-                self._engine = self._make(folder, device=on, dtype=chosen)
+                self._engine = self._make(folder, device=on.torch_device, dtype=chosen)
                 self._key = key
             self._engine.max_tokens = max_tokens
             yield self._engine

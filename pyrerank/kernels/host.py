@@ -21,7 +21,7 @@ DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 def takes(x: Tensor) -> bool:
     """Whether the kernels take ``x``: it is on the CPU in one of `DTYPES`, and they were built."""
-    return x.device.type == "cpu" and extension._C is not None and x.dtype in DTYPES
+    return x.is_cpu and extension._C is not None and x.dtype in DTYPES
 
 
 def takes_heads(x: Tensor) -> bool:

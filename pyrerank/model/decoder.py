@@ -8,27 +8,27 @@ with the hidden states of last tokens; the fused kernels of `pyrerank.kernels.op
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
-from pyrerank.devices.attention import DENSE_ROWS, Attend, dense, gathers
-from pyrerank.engine.batch import SHARED_PER_TOKEN, Batch
+from pyrerank.devices.attention import CausalAttention
+from pyrerank.devices.base import Device
+from pyrerank.engine.batch import Batch
 from pyrerank.engine.prefix import Prefix
-from pyrerank.kernels import host as cpu
 from pyrerank.kernels import ops
-from pyrerank.model.heads import Head
-from pyrerank.model.layers import Linear, add_rms_norm, linear, norm_rotate, swiglu
+from pyrerank.model.linear import Float, Linear, load
 from pyrerank.weights.checkpoint import Checkpoint
 from pyrerank.weights.config import DecoderConfig
 
 
 class RMSNorm(nn.Module):
-    """Weight and eps of a norm."""
+    """The weight and eps of a norm, and the device that computes it."""
 
-    def __init__(self, size: int, eps: float) -> None:
+    def __init__(self, device: Device, size: int, eps: float) -> None:
         super().__init__()
+        self.device = device
         self.weight = nn.Parameter(torch.empty(size))
         self.eps = eps
 
@@ -36,41 +36,26 @@ class RMSNorm(nn.Module):
         self, x: torch.Tensor, delta: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """x + delta, or x, and its norm."""
-        return add_rms_norm(x, delta, self.weight, self.eps)
+        return self.device.add_rms_norm(x, delta, self.weight, self.eps)
 
     def rotate(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         """The norm of each head, rotated; may overwrite x."""
-        return norm_rotate(x, self.weight, self.eps, cos, sin)
-
-
-class Merged(nn.Module):
-    """Linear layers of one input as one matrix, their rows one after the other.
-
-    Attributes:
-        parts: published name of each layer and its number of rows.
-    """
-
-    def __init__(self, size: int, **parts: int) -> None:
-        super().__init__()
-        self.parts = parts
-        self.weight = nn.Parameter(torch.empty(sum(parts.values()), size))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return linear(x, self.weight)
+        return self.device.norm_rotate(x, self.weight, self.eps, cos, sin)
 
 
 class Attention(nn.Module):
     """Grouped-query attention with RMSNorm on each head's query and key, and rotary positions."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, device: Device, scheme: Float) -> None:
         super().__init__()
         hidden, self.head_dim = config.hidden_size, config.head_dim
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        self.qkv_proj = Merged(hidden, q_proj=queries, k_proj=keys, v_proj=keys)
-        self.o_proj = Linear(queries, hidden, bias=False)
-        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
-        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        qkv = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
+        self.qkv_proj = Linear(device, scheme, hidden, qkv)
+        self.o_proj = Linear(device, scheme, queries, hidden)
+        self.q_norm = RMSNorm(device, config.head_dim, config.rms_norm_eps)
+        self.k_norm = RMSNorm(device, config.head_dim, config.rms_norm_eps)
 
     def forward(
         self,
@@ -78,7 +63,7 @@ class Attention(nn.Module):
         cos: torch.Tensor,
         sin: torch.Tensor,
         batch: Batch,
-        attend: Attend,
+        attend: CausalAttention,
         prefix: Prefix,
         rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -90,11 +75,11 @@ class Attention(nn.Module):
             q = self.q_norm.rotate(q, cos, sin)
         else:
             queries = self.heads * self.head_dim
-            of_q, of_kv = self.qkv_proj.weight.tensor_split([queries])
-            kv = linear(x, of_kv).unflatten(-1, (-1, self.head_dim))
+            kv = self.qkv_proj(x, slice(queries, None)).unflatten(-1, (-1, self.head_dim))
             k, v = kv.chunk(2, dim=1)
             del kv
-            q = linear(x.index_select(0, rows), of_q).unflatten(-1, (-1, self.head_dim))
+            q = self.qkv_proj(x.index_select(0, rows), slice(queries))
+            q = q.unflatten(-1, (-1, self.head_dim))
             cos_q, sin_q = cos.index_select(0, rows), sin.index_select(0, rows)
             q = self.q_norm.rotate(q, cos_q, sin_q)
         k = self.k_norm.rotate(k, cos, sin)
@@ -106,25 +91,29 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """SwiGLU: down(silu(gate(x)) * up(x))."""
 
-    def __init__(self, hidden: int, intermediate: int) -> None:
+    def __init__(self, config: DecoderConfig, device: Device, scheme: Float) -> None:
         super().__init__()
-        self.gate_up_proj = Merged(hidden, gate_proj=intermediate, up_proj=intermediate)
-        self.down_proj = Linear(intermediate, hidden, bias=False)
+        self.device = device
+        hidden, intermediate = config.hidden_size, config.intermediate_size
+        gate_up = {"gate_proj": intermediate, "up_proj": intermediate}
+        self.gate_up_proj = Linear(device, scheme, hidden, gate_up)
+        self.down_proj = Linear(device, scheme, intermediate, hidden)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.down_proj(swiglu(self.gate_up_proj(x)))
+        out: torch.Tensor = self.down_proj(self.device.swiglu(self.gate_up_proj(x)))
         return out
 
 
 class Layer(nn.Module):
     """Attention and MLP, each with the norm before it; `Decoder.forward` runs them."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, device: Device, scheme: Float) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = MLP(config.hidden_size, config.intermediate_size)
+        norm = partial(RMSNorm, device, config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = norm()
+        self.self_attn = Attention(config, device, scheme)
+        self.post_attention_layernorm = norm()
+        self.mlp = MLP(config, device, scheme)
 
 
 class Decoder(nn.Module):
@@ -139,75 +128,55 @@ class Decoder(nn.Module):
     inv_freq: torch.Tensor
     axes: torch.Tensor
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, device: Device, scheme: Float) -> None:
         super().__init__()
         # not nn.Embedding(...), which imports the compiler to fill what has no memory
         table = torch.empty(config.vocab_size, config.hidden_size)
         self.embed_tokens = nn.Embedding.from_pretrained(table)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        layers = (Layer(config, device, scheme) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(layers)
+        self.norm = RMSNorm(device, config.hidden_size, config.rms_norm_eps)
         self.register_buffer("inv_freq", None, persistent=False)
         self.register_buffer("axes", None, persistent=False)
-        self._config = config
+        self._config, self.device = config, device
 
     @classmethod
-    def load(cls, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Decoder:
+    def load(cls, checkpoint: Checkpoint, device: Device, dtype: torch.dtype) -> Decoder:
         """Builds the decoder around the checkpoint's tensors, each brought to ``device`` as it is
         read.  Raises `CheckpointError` if a tensor is missing, extra or misshapen."""
         config = checkpoint.config
         with torch.device("meta"):
-            decoder = cls(config)
-        parts = decoder._parts()
-        shapes = {name: shape for stored in parts.values() for name, shape in stored.items()}
-        read = checkpoint.decoder_weights(shapes, dtype=dtype)
-        weights = {name: read(*stored).to(device) for name, stored in parts.items()}
-        decoder.load_state_dict(weights, assign=True)
+            decoder = cls(config, device, Float())
+        load(decoder, partial(checkpoint.decoder_weights, dtype=dtype), device)
         exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-        decoder.inv_freq = (1.0 / config.rope_theta**exponent).to(device)
-        decoder.axes = interleaved_axes(config.mrope_section).to(device)
-        return decoder.requires_grad_(False)
-
-    def _parts(self) -> dict[str, dict[str, torch.Size]]:
-        """Our parameter -> published name and shape of each that it is made of, from the top."""
-        parts = {}
-        for name, parameter in self.named_parameters():
-            module, _, kind = name.rpartition(".")
-            merged = self.get_submodule(module)
-            parts[name] = {name: parameter.shape}
-            if isinstance(merged, Merged):
-                owner = module.rpartition(".")[0]
-                parts[name] = {
-                    f"{owner}.{part}.{kind}": torch.Size((rows, *parameter.shape[1:]))
-                    for part, rows in merged.parts.items()
-                }
-        return parts
+        decoder.inv_freq = (1.0 / config.rope_theta**exponent).to(device.torch_device)
+        decoder.axes = interleaved_axes(config.mrope_section).to(device.torch_device)
+        return decoder
 
     def _layers(self) -> Iterator[Layer]:
         return iter(self.layers)  # type: ignore[arg-type]  # a ModuleList knows no types
 
-    def activation_bytes(self, tokens: int, attend: Attend) -> int:
+    def activation_bytes(self, tokens: int, attend: CausalAttention) -> int:
         """Device memory of a pass over ``tokens`` rows, besides the weights.
 
         At most, in the MLP, x, normed, gate and up, and their product are there, with cos and sin:
         2 hidden_size + 3 intermediate_size + 2 head_dim numbers a token; or in attention, x,
         normed, query, result, keys and values, where they are gathered once more for each sequence
         that shares them.  Two fifths more fill the gaps between tensors of different sizes:
-        measured for the shapes of the published models.  `dense` attention has its scores besides.
+        measured for the shapes of the published models.  Attention may have scores besides.
         """
         config = self._config
         queries = config.num_attention_heads * config.head_dim
         keys = config.num_key_value_heads * config.head_dim
-        copies = 2 + SHARED_PER_TOKEN if gathers(attend) else 1
-        most = max(3 * config.intermediate_size, 2 * queries + 2 * keys * copies)
+        most = max(3 * config.intermediate_size, 2 * queries + 2 * keys * attend.key_copies)
         numbers = (2 * config.hidden_size + most + 2 * config.head_dim) * 7 // 5
-        if attend is dense:
-            numbers += 3 * config.num_attention_heads * DENSE_ROWS
+        numbers += attend.score_numbers(config.num_attention_heads)
         return tokens * numbers * self.embed_tokens.weight.element_size()
 
     def forward(
         self,
         batch: Batch,
-        attend: Attend,
+        attend: CausalAttention,
         prefix: Prefix,
         *,
         prune: bool,
@@ -223,7 +192,7 @@ class Decoder(nn.Module):
 
         Args:
             batch: the tokens, on the decoder's device.
-            attend: see `pyrerank.devices.attention`.
+            attend: the device's attention.
             prefix: keys and values that came before, and where those for the next pass go.
             prune: whether the last layer computes queries and MLP for last tokens only.
         """
@@ -240,8 +209,7 @@ class Decoder(nn.Module):
         angle = torch.cat((angle, angle), -1)[:, None]  # (tokens, 1, head_dim)
         cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         del angle
-        if cpu.takes(x):
-            x = x.float()  # of the sum of all layers 16 bits would lose a part in each
+        x = self.device.residual(x)
         # The sum of x and delta is the hidden state: each addition goes with the norm after it.
         # Names are dropped when their tensors are no longer needed, which bounds the memory.
         delta = None
@@ -274,22 +242,3 @@ def interleaved_axes(mrope_section: Sequence[int]) -> torch.Tensor:
     for axis in (1, 2):
         axes[axis : 3 * mrope_section[axis] : 3] = axis
     return axes
-
-
-@dataclass(frozen=True)
-class Model:
-    """Decoder and head: what runs on the device."""
-
-    decoder: Decoder
-    head: Head
-
-    def __call__(
-        self, batch: Batch, attend: Attend, prefix: Prefix, *, prune: bool
-    ) -> torch.Tensor:
-        every = self.head.every_token
-        hidden = self.decoder(batch, attend, prefix, prune=prune and not every, every_token=every)
-        return self.head(hidden, batch.cu_seqlens, self.decoder.norm)
-
-    def no_prefix(self) -> Prefix:
-        """For a pass that nothing came before."""
-        return Prefix(len(self.decoder.layers))

@@ -1,22 +1,23 @@
-"""Heads: from hidden states to rows of results, a row a prompt."""
+"""Heads turn hidden states into rows of results, one a prompt; a `Model` is a decoder with one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 
+from pyrerank.devices.attention import CausalAttention
+from pyrerank.engine.batch import Batch
+from pyrerank.engine.prefix import Prefix
 from pyrerank.errors import CheckpointError
 from pyrerank.kernels import ops
+from pyrerank.model.decoder import Decoder, RMSNorm
+from pyrerank.weights.checkpoint import Checkpoint
 from pyrerank.weights.modules import Dense
 from pyrerank.weights.tensors import TensorFile
-
-if TYPE_CHECKING:
-    from pyrerank.model.decoder import RMSNorm
-    from pyrerank.weights.checkpoint import Checkpoint
 
 
 class Head(Protocol):
@@ -171,3 +172,22 @@ class DenseLayer:
         if self.residual is not None:
             x = F.linear(x, self.residual)
         return out + x if self.adds else out
+
+
+@dataclass(frozen=True)
+class Model:
+    """Decoder and head: what runs on the device."""
+
+    decoder: Decoder
+    head: Head
+
+    def __call__(
+        self, batch: Batch, attend: CausalAttention, prefix: Prefix, *, prune: bool
+    ) -> torch.Tensor:
+        every = self.head.every_token
+        hidden = self.decoder(batch, attend, prefix, prune=prune and not every, every_token=every)
+        return self.head(hidden, batch.cu_seqlens, self.decoder.norm)
+
+    def no_prefix(self) -> Prefix:
+        """For a pass that nothing came before."""
+        return Prefix(len(self.decoder.layers))

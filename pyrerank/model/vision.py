@@ -2,86 +2,85 @@
 
 Module and parameter names are those of the published checkpoints under ``model.visual.``.  Pictures
 of all sizes are packed end to end; a picture, or a pair of frames of a video, attends to itself
-only.  Also here: the patches that the tower reads.  Knows nothing of files, of sizes or of the
-words around a picture.
-
-A grid (t, h, w) counts patches of 16 x 16 pixels: t is 1 for an image and the number of frame pairs
-for a video, h and w are even.  Patches, and the rows that come of them, go pair by pair, and in a
-pair by blocks of 2 x 2 patches from left to right and from top to bottom; a block becomes one row,
-the place of one ``<|image_pad|>`` or ``<|video_pad|>``.
+only.  `pyrerank.model.patches` says what a grid is, and in which order patches and rows lie.  The
+tower knows nothing of files, of sizes or of the words around a picture.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyrerank.devices.attention import full, padded_head_dim
-from pyrerank.model.layers import Linear, gelu, linear, rotate
+from pyrerank.devices.base import Device
+from pyrerank.model.linear import Float, Linear, load
+from pyrerank.model.patches import Grid, block_order
 from pyrerank.weights.checkpoint import Checkpoint
 from pyrerank.weights.config import CHANNELS, MERGE, NORM_EPS, PAIR, PATCH, ROPE_THETA, VisionConfig
-
-Grid = tuple[int, int, int]
 
 
 class PatchEmbed(nn.Module):
     """The published convolution, whose step is its kernel, as the linear layer that it is."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, device: Device) -> None:
         super().__init__()
+        self.device = device
         kernel = (PAIR, PATCH, PATCH)
         self.proj = nn.Conv3d(CHANNELS, config.hidden_size, kernel, kernel)
 
     def forward(self, patches: Tensor) -> Tensor:
-        return linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+        return self.device.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
 class Attention(nn.Module):
     """Full attention within each picture or pair of frames, with 2-D rotary positions."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, device: Device, scheme: Float) -> None:
         super().__init__()
+        self.device = device
         self.heads, self.head_dim = config.num_heads, config.head_dim
-        self.qkv = Linear(config.hidden_size, 3 * config.hidden_size)
-        self.proj = Linear(config.hidden_size, config.hidden_size)
+        hidden = config.hidden_size
+        self.qkv = Linear(device, scheme, hidden, 3 * hidden, bias=True)
+        self.proj = Linear(device, scheme, hidden, hidden, bias=True)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: list[int]) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (-1, self.head_dim))  # (patches, 3 heads, head_dim)
         q, k, v = qkv.split(self.heads, dim=1)
         # in float32, as the published model does it in any dtype
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        q, k = self.device.rotate(q, cos, sin), self.device.rotate(k, cos, sin)
         v = v.contiguous()
         del qkv
-        out: Tensor = self.proj(full(q, k, v, lengths).flatten(1))
+        out: Tensor = self.proj(self.device.full_attention(q, k, v, lengths).flatten(1))
         return out
 
 
 class MLP(nn.Module):
     """Two linear layers about GELU in its tanh form."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, device: Device, scheme: Float) -> None:
         super().__init__()
-        self.linear_fc1 = Linear(config.hidden_size, config.intermediate_size)
-        self.linear_fc2 = Linear(config.intermediate_size, config.hidden_size)
+        self.device = device
+        hidden, inner = config.hidden_size, config.intermediate_size
+        self.linear_fc1 = Linear(device, scheme, hidden, inner, bias=True)
+        self.linear_fc2 = Linear(device, scheme, inner, hidden, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.linear_fc2(gelu(self.linear_fc1(x), "tanh"))
+        out: Tensor = self.linear_fc2(self.device.gelu(self.linear_fc1(x), "tanh"))
         return out
 
 
 class Block(nn.Module):
     """Attention and MLP, each after a norm and added to what it read, in place."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, device: Device, scheme: Float) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.hidden_size, NORM_EPS)
-        self.attn = Attention(config)
+        self.attn = Attention(config, device, scheme)
         self.norm2 = nn.LayerNorm(config.hidden_size, NORM_EPS)
-        self.mlp = MLP(config)
+        self.mlp = MLP(config, device, scheme)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: list[int]) -> None:
         x += self.attn(self.norm1(x), cos, sin, lengths)
@@ -94,16 +93,17 @@ class Merger(nn.Module):
     ``whole``: the norm goes over a block, not over each patch of it.
     """
 
-    def __init__(self, config: VisionConfig, *, whole: bool) -> None:
+    def __init__(self, config: VisionConfig, device: Device, scheme: Float, *, whole: bool) -> None:
         super().__init__()
+        self.device = device
         self.size = config.hidden_size * MERGE**2
         self.norm = nn.LayerNorm(self.size if whole else config.hidden_size, NORM_EPS)
-        self.linear_fc1 = Linear(self.size, self.size)
-        self.linear_fc2 = Linear(self.size, config.out_hidden_size)
+        self.linear_fc1 = Linear(device, scheme, self.size, self.size, bias=True)
+        self.linear_fc2 = Linear(device, scheme, self.size, config.out_hidden_size, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(x.view(-1, *self.norm.normalized_shape)).view(-1, self.size)
-        out: Tensor = self.linear_fc2(gelu(self.linear_fc1(x), "none"))
+        out: Tensor = self.linear_fc2(self.device.gelu(self.linear_fc1(x), "none"))
         return out
 
 
@@ -116,34 +116,33 @@ class VisionTower(nn.Module):
 
     inv_freq: Tensor
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, device: Device, scheme: Float) -> None:
         super().__init__()
-        self.patch_embed = PatchEmbed(config)
+        self.patch_embed = PatchEmbed(config, device)
         # see Decoder
         table = torch.empty(config.num_position_embeddings, config.hidden_size)
         self.pos_embed = nn.Embedding.from_pretrained(table)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.merger = Merger(config, whole=False)
+        self.blocks = nn.ModuleList(Block(config, device, scheme) for _ in range(config.depth))
+        self.merger = Merger(config, device, scheme, whole=False)
         self.deepstack_merger_list = nn.ModuleList(
-            Merger(config, whole=True) for _ in config.deepstack_visual_indexes
+            Merger(config, device, scheme, whole=True) for _ in config.deepstack_visual_indexes
         )
         self.register_buffer("inv_freq", None, persistent=False)
-        self._config = config
+        self._config, self.device = config, device
 
     @classmethod
-    def load(cls, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> VisionTower:
+    def load(cls, checkpoint: Checkpoint, device: Device, dtype: torch.dtype) -> VisionTower:
         """Builds the tower around the checkpoint's tensors, each brought to ``device`` as it is
         read.  Raises `CheckpointError` if a tensor is missing, extra or misshapen, or if
         ``config.json`` describes no tower that pyrerank runs."""
         config = checkpoint.vision_config()
         with torch.device("meta"):
-            tower = cls(config)
-        shapes = {name: parameter.shape for name, parameter in tower.named_parameters()}
-        read = checkpoint.vision_weights(shapes, dtype=dtype)
-        tower.load_state_dict({name: read(name).to(device) for name in shapes}, assign=True)
+            tower = cls(config, device, Float())
+        load(tower, partial(checkpoint.vision_weights, dtype=dtype), device)
         exponent = torch.arange(0, config.head_dim // 2, 2, dtype=torch.float32)
-        tower.inv_freq = (1.0 / ROPE_THETA ** (exponent / (config.head_dim // 2))).to(device)
-        return tower.requires_grad_(False)
+        inv_freq = 1.0 / ROPE_THETA ** (exponent / (config.head_dim // 2))
+        tower.inv_freq = inv_freq.to(device.torch_device)
+        return tower
 
     def activation_bytes(self, patches: int) -> int:
         """Device memory of a pass over ``patches`` rows, besides the weights.
@@ -160,7 +159,7 @@ class VisionTower(nn.Module):
         inner = max(2 * config.intermediate_size, 8 * hidden)
         angles = 2 * config.head_dim
         if dtype != torch.float32:
-            padded = config.num_heads * padded_head_dim(config.head_dim, grouped=False)
+            padded = config.num_heads * self.device.padded_head_dim(config.head_dim)
             inner = max(inner, 3 * hidden + 5 * padded)
             angles *= 2  # they are float32
         levels = len(config.deepstack_visual_indexes) * config.out_hidden_size // MERGE**2
@@ -183,7 +182,7 @@ class VisionTower(nn.Module):
         weight = self.pos_embed.weight
         x = self.patch_embed(patches.to(weight.dtype).to(weight.device))
         x = x + self._learned_positions(grids).to(weight.dtype)
-        places = torch.cat([_block_order(h, w).repeat(t, 1) for t, h, w in grids])
+        places = torch.cat([block_order(h, w).repeat(t, 1) for t, h, w in grids])
         angle = (places.to(weight.device)[..., None] * self.inv_freq).flatten(1)
         angle = torch.cat((angle, angle), -1)[:, None]  # (patches, 1, head_dim)
         cos, sin = angle.cos(), angle.sin()
@@ -204,7 +203,7 @@ class VisionTower(nn.Module):
         rows = []  # of a float32 tensor: four rows of the table, four weights
         for t, h, w in grids:
             # y and x in the table, (h w, 2)
-            at = _block_order(h, w) * (side - 1) / torch.tensor([h - 1, w - 1])
+            at = block_order(h, w) * (side - 1) / torch.tensor([h - 1, w - 1])
             low = at.floor()
             high = (low + 1).clamp(max=side - 1)
             (y0, x0), (y1, x1), (y, x) = low.T, high.T, (at - low).T
@@ -216,51 +215,3 @@ class VisionTower(nn.Module):
         for corner, share in zip(index.int(), weight, strict=True):
             out += self.pos_embed(corner).float() * share[:, None]
         return out
-
-
-def patches(pictures: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
-    """Cuts images and videos into what the tower reads, normalised with mean and deviation 1/2, the
-    ``preprocessor_config.json`` of every published model.
-
-    Args:
-        pictures: each uint8 [F, height, width, 3]; F is 1, an image, or even; height and width are
-            multiples of 32.
-        dtype: to which the float32 values are rounded.
-
-    Returns:
-        [n, 1536], one picture after the other, max(F / 2, 1) * height / 16 * width / 16 patches of
-        each in the order of the module's docstring; a row is [3, 2, 16, 16]: channel, frame of the
-        pair, y, x.
-    """
-    # a pair of frames at a time: in float32 they take more memory than all before and after
-    pairs = [pair for pixels in pictures for pair in _pairs(pixels)]
-    counts = [pair[0].size // CHANNELS // PATCH**2 for pair in pairs]
-    out = torch.empty(sum(counts), CHANNELS * PAIR * PATCH**2, dtype=dtype)
-    for rows, pair in zip(out.split(counts), pairs, strict=True):
-        _, height, width, _ = pair.shape
-        blocks = torch.from_numpy(pair.copy()).view(
-            *(PAIR, height // PATCH // MERGE, MERGE, PATCH),
-            *(width // PATCH // MERGE, MERGE, PATCH, CHANNELS),
-        )
-        cut = blocks.permute(1, 4, 2, 5, 7, 0, 3, 6).flatten(4).flatten(0, 3)
-        rows.copy_(cut.float().sub_(127.5).div_(127.5))
-    return out
-
-
-def _pairs(pixels: np.ndarray) -> Iterator[np.ndarray]:
-    """The pairs of frames of a video, [2, height, width, 3] each; of an image, the image twice."""
-    frames, height, width, channels = pixels.shape
-    assert pixels.dtype == np.uint8 and channels == CHANNELS, (pixels.dtype, pixels.shape)
-    step = PATCH * MERGE
-    assert frames == 1 or frames % PAIR == 0, pixels.shape
-    assert height % step == 0 and width % step == 0 and pixels.size, pixels.shape
-    if frames == 1:
-        pixels = np.broadcast_to(pixels, (PAIR, height, width, channels))
-    yield from pixels.reshape(-1, PAIR, height, width, channels)
-
-
-def _block_order(height: int, width: int) -> Tensor:
-    """float32 [height * width, 2], y and x of every patch of a grid, in the tower's order."""
-    places = torch.cartesian_prod(torch.arange(height), torch.arange(width)).float()
-    blocks = places.view(height // MERGE, MERGE, width // MERGE, MERGE, 2)
-    return blocks.transpose(1, 2).reshape(-1, 2)

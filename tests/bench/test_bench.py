@@ -14,10 +14,11 @@ import torch.nn.functional as F
 
 from pyrerank import Reranker
 from pyrerank.bench import machine
-from pyrerank.devices import attention
+from pyrerank.devices.attention import BySequence
+from pyrerank.devices.cpu import Cpu
+from pyrerank.devices.select import resolve
 from pyrerank.engine.batch import Batch, pack
 from pyrerank.kernels import ops
-from pyrerank.model import layers
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
@@ -56,7 +57,7 @@ class Graphs:
     captures = replays = 0
     buckets = (SimpleNamespace(sequences=100),)
 
-    def run(self, batch, *, prune):
+    def replay(self, batch, *, prune):
         self.replays += 1
 
 
@@ -174,7 +175,7 @@ def batch_of(lengths: list[int]) -> Batch:
 
 
 def one_sequence(query, key, value, batch):
-    return attention.by_sequence(query, key, value, batch_of([len(query)]))
+    return BySequence()(query, key, value, batch_of([len(query)]))
 
 
 def every_patch(query, key, value, lengths):
@@ -187,7 +188,7 @@ def from_the_top(query, key, value, batch):
         torch.cat([p[:n] for p, n in zip(x.split(batch.kv_lengths), batch.lengths, strict=True)])
         for x in (key, value)
     )
-    return attention.by_sequence(query, key, value, batch_of(batch.lengths))
+    return BySequence()(query, key, value, batch_of(batch.lengths))
 
 
 def uniform(query, key, value, lengths):
@@ -196,44 +197,44 @@ def uniform(query, key, value, lengths):
     return torch.cat(means)
 
 
-FULL = attention.full
+CPU = resolve("cpu")
+FULL = CPU.full_attention
 
 
 def choosing(attend):
     return lambda *arguments, **options: attend
 
 
-NORM, ADD_NORM = layers.rms_norm, layers.add_rms_norm
+NORM, ADD_NORM = CPU.rms_norm, CPU.add_rms_norm
 WRONG = [
-    ("operators", "rms_norm, bfloat16", layers, "rms_norm", halves_swapped(NORM)),
-    ("operators", "rms_norm, float32", layers, "rms_norm", off_by(1e-4, NORM)),
-    ("operators", "rms_norm of zeros, float32", layers, "rms_norm", off_by(1e-9, NORM)),
-    ("operators", "rms_norm of each head, not contiguous, bfloat16", layers, "rms_norm",
+    ("operators", "rms_norm, bfloat16", Cpu, "rms_norm", halves_swapped(NORM)),
+    ("operators", "rms_norm, float32", Cpu, "rms_norm", off_by(1e-4, NORM)),
+    ("operators", "rms_norm of zeros, float32", Cpu, "rms_norm", off_by(1e-9, NORM)),
+    ("operators", "rms_norm of each head, not contiguous, bfloat16", Cpu, "rms_norm",
      other_rows(NORM)),
-    ("operators", "add_rms_norm, bfloat16", layers, "add_rms_norm", second_twice(ADD_NORM)),
-    ("operators", "swiglu, bfloat16", layers, "swiglu", halves_swapped(layers.swiglu)),
-    ("operators", "rotary positions, float32", layers, "rotate", halves_swapped(layers.rotate)),
+    ("operators", "add_rms_norm, bfloat16", Cpu, "add_rms_norm", second_twice(ADD_NORM)),
+    ("operators", "swiglu, bfloat16", Cpu, "swiglu", halves_swapped(CPU.swiglu)),
+    ("operators", "rotary positions, float32", Cpu, "rotate", halves_swapped(CPU.rotate)),
     ("operators", "matrix product, float32", F, "linear", in_bfloat16),
     ("operators", "embedding by int32 ids, float32", F, "embedding", lambda i, w: w[i - 1]),
-    ("operators", "attention, one sequence", "checks.operators.choose", None,
+    ("operators", "attention, one sequence", Cpu, "attention",
      choosing(not_causal)),
-    ("operators", "attention, several sequences", "checks.operators.choose", None,
+    ("operators", "attention, several sequences", Cpu, "attention",
      choosing(one_sequence)),
-    ("operators", "attention, parts of sequences", "checks.operators.choose", None,
+    ("operators", "attention, parts of sequences", Cpu, "attention",
      choosing(from_the_top)),
     ("vision", "layer_norm, bfloat16", F, "layer_norm", lambda x, *rest: F.rms_norm(x, *rest[:2])),
-    ("vision", "gelu, float32", layers, "gelu", lambda x, _: F.gelu(x, approximate="tanh")),
-    ("vision", "gelu in its tanh form, float32", layers, "gelu", lambda x, _: F.gelu(x)),
+    ("vision", "gelu, float32", Cpu, "gelu", lambda x, _: F.gelu(x, approximate="tanh")),
+    ("vision", "gelu in its tanh form, float32", Cpu, "gelu", lambda x, _: F.gelu(x)),
     ("vision", "matrix product with a bias, bfloat16", F, "linear", lambda x, w, bias: x @ w.T),
     ("vision", "index_copy_, bfloat16", torch.Tensor, "index_copy_", torch.Tensor.index_add_),
-    ("vision", "rotary positions of the tower, float32", layers, "rotate",
-     halves_swapped(layers.rotate)),
-    ("vision", "attention of several pictures, heads of 72", attention, "full", every_patch),
-    ("vision", "attention of a large picture, heads of 64", attention, "full", uniform),
-    ("vision", "a tower's pass, bfloat16", "pyrerank.model.vision.full", None, uniform),
-    ("vision", "a tower's pass, float32", "pyrerank.model.vision.full", None, every_patch),
-    ("vision", "tiny-VL, float32, eager, against the CPU", "pyrerank.model.vision.full", None,
-     uniform),
+    ("vision", "rotary positions of the tower, float32", Cpu, "rotate",
+     halves_swapped(CPU.rotate)),
+    ("vision", "attention of several pictures, heads of 72", Cpu, "full_attention", every_patch),
+    ("vision", "attention of a large picture, heads of 64", Cpu, "full_attention", uniform),
+    ("vision", "a tower's pass, bfloat16", Cpu, "full_attention", uniform),
+    ("vision", "a tower's pass, float32", Cpu, "full_attention", every_patch),
+    ("vision", "tiny-VL, float32, eager, against the CPU", Cpu, "full_attention", uniform),
     ("kernels", "last_token_gather, float32, eager", ops, "last_token_gather",
      off_by(1e-6, ops.last_token_gather)),
     ("kernels", "score_head, bfloat16, eager", ops, "score_head", off_by(1e-3, ops.score_head)),
@@ -248,7 +249,7 @@ WRONG = [
 )
 def test_a_wrong_operator_is_noticed(group, name, where, what, wrong, tmp_path, monkeypatch):
     assert "cases" in run(group, name, tmp_path)
-    monkeypatch.setattr(*([where, wrong] if what is None else [where, what, wrong]))
+    monkeypatch.setattr(where, what, staticmethod(wrong) if where is Cpu else wrong)
     with pytest.raises(checks.Wrong, match="times what is tolerated"):
         run(group, name, tmp_path)
 

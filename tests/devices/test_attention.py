@@ -8,11 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from passes import packed, sharing
 
-from pyrerank.devices.attention import by_sequence, causal_mask, dense, full
+from pyrerank.devices.attention import BySequence, Dense, causal_mask
+from pyrerank.devices.select import resolve
 from pyrerank.engine.batch import Batch, pad
 from pyrerank.prompts.items import Prompt
 
 lengths = st.lists(st.integers(1, 40), min_size=1, max_size=6)
+CPU = resolve("cpu")
+ATTENDS = {"kernel": CPU.attention(torch.float32, captured=False), "torch": BySequence()}
+each_attends = pytest.mark.parametrize("attend", ATTENDS.values(), ids=ATTENDS)
+
 heads = st.sampled_from([(1, 1), (4, 2), (6, 2), (8, 1)])
 
 
@@ -37,20 +42,22 @@ def random(lengths: list[int], heads: int, kv_heads: int) -> tuple[torch.Tensor,
     return tuple(torch.randn(tokens, n, 16) for n in (heads, kv_heads, kv_heads))
 
 
+@each_attends
 @settings(max_examples=30)
 @given(lengths=lengths, heads=heads)
-def test_every_sequence_sees_itself_and_the_past(lengths, heads):
+def test_every_sequence_sees_itself_and_the_past(attend, lengths, heads):
     q, k, v = random(lengths, *heads)
     batch = packed([Prompt([0] * length, 0) for length in lengths])
-    got = by_sequence(q, k, v, batch)
+    got = attend(q, k, v, batch)
     assert got.shape == q.shape
     torch.testing.assert_close(got.double(), reference(q, k, v, lengths), atol=2e-6, rtol=0)
 
 
+@each_attends
 @pytest.mark.parametrize("mask", [2048, 8])
 @settings(max_examples=30)
 @given(data=st.data(), heads=heads)
-def test_a_sequence_goes_on_from_tokens_of_others(mask, data, heads):
+def test_a_sequence_goes_on_from_tokens_of_others(attend, mask, data, heads):
     """Its queries are the last rows of what is seen by the whole sequence."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pyrerank.devices.attention.MASK", mask)
@@ -64,7 +71,7 @@ def test_a_sequence_goes_on_from_tokens_of_others(mask, data, heads):
         tokens = torch.zeros(4 * sum(own), dtype=torch.int32)
         batch = Batch(torch.cat((tokens, ends, key_ends, back)), own, lengths)
         mine = torch.cat([part[-n:] for part, n in zip(q.split(lengths), own, strict=True)])
-        got = by_sequence(mine, k[rows], v[rows], batch)
+        got = attend(mine, k[rows], v[rows], batch)
         whole = reference(q, k, v, lengths).split(lengths)
         want = torch.cat([part[-n:] for part, n in zip(whole, own, strict=True)])
         torch.testing.assert_close(got.double(), want, atol=2e-6, rtol=0)
@@ -75,7 +82,7 @@ def test_a_sequence_goes_on_from_tokens_of_others(mask, data, heads):
 @given(lengths=lengths, heads=heads)
 def test_every_sequence_sees_all_of_itself(lengths, heads):
     q, k, v = random(lengths, *heads)
-    got = full(q, k, v, lengths)
+    got = CPU.full_attention(q, k, v, lengths)
     want = reference(q, k, v, lengths, causal=False)
     torch.testing.assert_close(got.double(), want, atol=2e-6, rtol=0)
 
@@ -103,7 +110,7 @@ def test_dense_reads_all_from_the_tensor(last, rows, prompts, missing, spare, he
     q, (_, k, v) = random([padded.tokens], *heads)[0], random([batch.tokens + spare], *heads)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pyrerank.devices.attention.DENSE_ROWS", rows)
-        got = dense(q, k, v, captured)
+        got = Dense()(q, k, v, captured)
     want = []
     paths = padded.kv_rows.split(padded.kv_lengths)
     for part, path in zip(q.split(padded.lengths), paths, strict=True):

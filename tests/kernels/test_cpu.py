@@ -11,15 +11,16 @@ from hypothesis import strategies as st
 from strict_build import load_strict
 from torch import Tensor
 
-from pyrerank.devices import attention
+from pyrerank.devices.select import resolve
 from pyrerank.engine.batch import pack
 from pyrerank.kernels import extension
 from pyrerank.kernels import host as cpu
-from pyrerank.model import layers
 
 # half a unit in the last place, doubled for what float32 arithmetic moves across the middle
 ROUNDING = {torch.bfloat16: 2**-8, torch.float32: 2**-21}
 SIZES = st.one_of(st.integers(1, 40), st.sampled_from([127, 128, 1024, 1030]))
+
+CPU = resolve("cpu")
 
 pytestmark = pytest.mark.skipif(extension._C is None, reason="installed without a compiler")
 
@@ -54,7 +55,7 @@ class TestAddRmsNorm:
     def test_value(self, dtype, rows, width, add, size):
         x, y = (torch.randn(2, rows, width) * size).to(dtype)
         weight = torch.randn(width).to(dtype)
-        total, normed = layers.add_rms_norm(x, y if add else None, weight, 1e-6)
+        total, normed = CPU.add_rms_norm(x, y if add else None, weight, 1e-6)
         want = (x.double() + y.double()).to(dtype) if add else x
         assert torch.equal(total, want)
         assert_rounded(normed, norm(want.double(), weight.double(), 1e-6))
@@ -62,7 +63,7 @@ class TestAddRmsNorm:
     def test_a_nan_stays_in_its_row(self, dtype):
         x = torch.ones(3, 64, dtype=dtype)
         x[1, 7] = torch.nan
-        normed = layers.add_rms_norm(x, None, torch.ones(64, dtype=dtype), 1e-6)[1]
+        normed = CPU.add_rms_norm(x, None, torch.ones(64, dtype=dtype), 1e-6)[1]
         assert normed.isnan().all(1).tolist() == [False, True, False]
 
 
@@ -87,7 +88,7 @@ class TestRotate:
         )
         x = whole[:, :heads]
         call = (weight, 1e-6) if normed else ()
-        got = (layers.norm_rotate if normed else layers.rotate)(x, *call, cos, sin)
+        got = (CPU.norm_rotate if normed else CPU.rotate)(x, *call, cos, sin)
         want = before[:, :heads].double()
         if normed:
             want = norm(want, weight.double(), 1e-6)
@@ -107,12 +108,12 @@ class TestSwiGlu:
         gate, up = x.double().chunk(2, -1)
         # float32's own exponential of a large argument is this far off
         slack = (F.silu(gate) * up).abs() * 2**-17 if size > 1 else 0.0
-        assert_rounded(layers.swiglu(x), F.silu(gate) * up, slack)
+        assert_rounded(CPU.swiglu(x), F.silu(gate) * up, slack)
 
     def test_far_out(self, dtype):
         gate = torch.tensor([-torch.inf, -3e38, -1e4, -126.0, -87.0, -0.0, 100.0, 3e38, torch.inf])
         x = torch.stack((gate, torch.ones(9)), 1).flatten()[None].view(1, 9, 2).transpose(1, 2)
-        got = layers.swiglu(x.reshape(1, 18).to(dtype))[0]
+        got = CPU.swiglu(x.reshape(1, 18).to(dtype))[0]
         assert got[1:6].abs().max() < 1e-35
         assert got[6:].tolist() == gate[6:].to(dtype).tolist()
         assert got[0].isnan() or got[0] == 0
@@ -123,7 +124,7 @@ class TestSwiGlu:
 def test_gelu(dtype, rows, width, size):
     x = (torch.randn(rows, width) * size).to(dtype)
     # tanh is 1 in float64 long before a float32 is
-    assert_rounded(layers.gelu(x, "tanh"), F.gelu(x.double(), approximate="tanh"), 1e-6)
+    assert_rounded(CPU.gelu(x, "tanh"), F.gelu(x.double(), approximate="tanh"), 1e-6)
 
 
 @settings(max_examples=25)
@@ -131,10 +132,10 @@ def test_gelu(dtype, rows, width, size):
 def test_a_row_is_multiplied_alone_as_among_others(dtype, rows, width, bias):
     x, weight = torch.randn(200, width).to(dtype), torch.randn(96, width).to(dtype)
     add = torch.randn(96).to(dtype) if bias else None
-    whole = layers.linear(x, weight, add)
+    whole = CPU.linear(x, weight, add)
     want = x.double() @ weight.double().T + (0 if add is None else add.double())
     assert_rounded(whole, want, slack=2e-5 * width**0.5)
-    part = layers.linear(x[:rows], weight, add)
+    part = CPU.linear(x[:rows], weight, add)
     if dtype == torch.bfloat16 and torch.cpu.get_capabilities().get("amx_bf16"):
         assert_rounded(part, want[:rows], slack=2e-5 * width**0.5)
     else:
@@ -229,8 +230,8 @@ class TestAttention:
         rows = list(torch.arange(9).split(lengths))
         batch = pack([[0] * length for length in lengths], [()] * 2, [0, 0])
         for got, causal in (
-            (attention.full(q, k, v, lengths), False),
-            (attention.by_sequence(q, k, v, batch), True),
+            (CPU.full_attention(q, k, v, lengths), False),
+            (CPU.attention(dtype, captured=False)(q, k, v, batch), True),
         ):
             want = reference(q, k, v, lengths, rows, causal)
             error = (got.double() - want).abs().max()
@@ -238,10 +239,10 @@ class TestAttention:
         if head_dim % 2 == 0:
             cos, sin = torch.randn(2, 9, 1, head_dim).to(dtype)
             weight = torch.randn(head_dim).to(dtype)
-            want = layers.rms_norm(q, weight, 1e-6)
+            want = CPU.rms_norm(q, weight, 1e-6)
             a, b = want.chunk(2, -1)
             want = want * cos + torch.cat((-b, a), -1) * sin
-            assert torch.equal(layers.norm_rotate(q.clone(), weight, 1e-6, cos, sin), want)
+            assert torch.equal(CPU.norm_rotate(q.clone(), weight, 1e-6, cos, sin), want)
 
 
 def test_the_number_of_threads_changes_no_bit(dtype):
@@ -251,8 +252,8 @@ def test_the_number_of_threads_changes_no_bit(dtype):
 
     def run() -> list[Tensor]:
         return [
-            layers.add_rms_norm(x, x, weight, 1e-6)[1],
-            layers.swiglu(x),
+            CPU.add_rms_norm(x, x, weight, 1e-6)[1],
+            CPU.swiglu(x),
             cpu.attention(q, q, q, [100, 200], [100, 200], None, causal=True),
         ]
 
@@ -277,12 +278,12 @@ def test_plain_torch_stands_in(dtype, monkeypatch):
 
     def run() -> list[Tensor]:
         return [
-            layers.norm_rotate(x.clone(), weight, 1e-6, cos, sin),
-            layers.rotate(x.clone(), cos, sin),
-            *layers.add_rms_norm(flat, flat, wide, 1e-6),
-            layers.add_rms_norm(flat, None, wide, 1e-6)[1],
-            layers.swiglu(flat),
-            layers.gelu(flat, "tanh"),
+            CPU.norm_rotate(x.clone(), weight, 1e-6, cos, sin),
+            CPU.rotate(x.clone(), cos, sin),
+            *CPU.add_rms_norm(flat, flat, wide, 1e-6),
+            CPU.add_rms_norm(flat, None, wide, 1e-6)[1],
+            CPU.swiglu(flat),
+            CPU.gelu(flat, "tanh"),
         ]
 
     fused = run()
@@ -305,34 +306,34 @@ def attend(q=HEADS, k=HEADS, v=HEADS, lengths=(4,), kv_lengths=(4,), rows=None, 
     "call, error, message",
     [
         (
-            lambda: layers.add_rms_norm(ROWS.bfloat16(), None, GAIN, 1e-6),
+            lambda: CPU.add_rms_norm(ROWS.bfloat16(), None, GAIN, 1e-6),
             TypeError,
             "x: got torch.bfloat16 on cpu, wanted torch.float32 on the CPU",
         ),
-        (lambda: layers.add_rms_norm(ROWS, ROWS.bfloat16(), GAIN, 1e-6), TypeError, "y: got"),
-        (lambda: layers.add_rms_norm(ROWS, ROWS[:3], GAIN, 1e-6), ValueError, "y: got shape"),
-        (lambda: layers.add_rms_norm(ROWS, None, GAIN[1:], 1e-6), ValueError, "weight: got shape"),
-        (lambda: layers.add_rms_norm(ROWS, None, GAIN.half(), 1e-6), TypeError, "weight: got"),
-        (lambda: layers.add_rms_norm(ROWS, None, GAIN.to("meta"), 1e-6), TypeError, "on meta"),
-        (lambda: layers.add_rms_norm(ROWS[None], None, GAIN, 1e-6), ValueError, "2 dimensions"),
+        (lambda: CPU.add_rms_norm(ROWS, ROWS.bfloat16(), GAIN, 1e-6), TypeError, "y: got"),
+        (lambda: CPU.add_rms_norm(ROWS, ROWS[:3], GAIN, 1e-6), ValueError, "y: got shape"),
+        (lambda: CPU.add_rms_norm(ROWS, None, GAIN[1:], 1e-6), ValueError, "weight: got shape"),
+        (lambda: CPU.add_rms_norm(ROWS, None, GAIN.half(), 1e-6), TypeError, "weight: got"),
+        (lambda: CPU.add_rms_norm(ROWS, None, GAIN.to("meta"), 1e-6), TypeError, "on meta"),
+        (lambda: CPU.add_rms_norm(ROWS[None], None, GAIN, 1e-6), ValueError, "2 dimensions"),
         (
-            lambda: layers.add_rms_norm(torch.ones(64, 4).T, None, GAIN, 1e-6),
+            lambda: CPU.add_rms_norm(torch.ones(64, 4).T, None, GAIN, 1e-6),
             ValueError,
             "x: got strides (1, 4), wanted it contiguous; pass a contiguous copy",
         ),
-        (lambda: layers.swiglu(torch.ones(64, 4).T), ValueError, "gate_up: got strides"),
-        (lambda: layers.swiglu(torch.ones(4, 63)), ValueError, "wanted (4, 62)"),
-        (lambda: layers.gelu(ROWS[:, ::2], "tanh"), ValueError, "x: got strides (64, 2)"),
+        (lambda: CPU.swiglu(torch.ones(64, 4).T), ValueError, "gate_up: got strides"),
+        (lambda: CPU.swiglu(torch.ones(4, 63)), ValueError, "wanted (4, 62)"),
+        (lambda: CPU.gelu(ROWS[:, ::2], "tanh"), ValueError, "x: got strides (64, 2)"),
         (
-            lambda: layers.rotate(HEADS.transpose(0, 1), ANGLES[:2], ANGLES[:2]),
+            lambda: CPU.rotate(HEADS.transpose(0, 1), ANGLES[:2], ANGLES[:2]),
             ValueError,
             "wanted rows that are contiguous",
         ),
-        (lambda: layers.rotate(HEADS, ANGLES, ANGLES[:3]), ValueError, "sin: got shape"),
-        (lambda: layers.rotate(HEADS, ANGLES.double(), ANGLES), TypeError, "cos: got"),
-        (lambda: layers.rotate(HEADS, ANGLES, ANGLES.bfloat16()), TypeError, "sin: got"),
+        (lambda: CPU.rotate(HEADS, ANGLES, ANGLES[:3]), ValueError, "sin: got shape"),
+        (lambda: CPU.rotate(HEADS, ANGLES.double(), ANGLES), TypeError, "cos: got"),
+        (lambda: CPU.rotate(HEADS, ANGLES, ANGLES.bfloat16()), TypeError, "sin: got"),
         (
-            lambda: layers.norm_rotate(HEADS, GAIN, 1e-6, ANGLES, ANGLES),
+            lambda: CPU.norm_rotate(HEADS, GAIN, 1e-6, ANGLES, ANGLES),
             ValueError,
             "weight: got shape (64,), wanted (32,)",
         ),

@@ -16,15 +16,17 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
 from pyrerank import CheckpointError
+from pyrerank.devices.select import resolve
 from pyrerank.engine.batch import positions
 from pyrerank.model.decoder import interleaved_axes
-from pyrerank.model.vision import VisionTower, patches
+from pyrerank.model.patches import patches
+from pyrerank.model.vision import VisionTower
 from pyrerank.weights.checkpoint import open_checkpoint
 from pyrerank.weights.config import VisionConfig
 
 pytestmark = pytest.mark.slow
 
-CPU = torch.device("cpu")
+CPU = resolve("cpu")
 IMAGE, VIDEO, VOCABULARY = 100, 101, 128  # token ids
 # t, h, w in patches: the smallest, odd multiples of 2, the table's own size, a strip, a video
 GRIDS = [(1, 2, 2), (1, 6, 10), (1, 8, 8), (1, 2, 46), (3, 6, 4), (1, 26, 18), (2, 2, 2)]

@@ -15,7 +15,7 @@ from passes import trie
 
 from pyrerank import DeviceError, Embedder, Reranker
 from pyrerank.devices.attention import last_rows
-from pyrerank.devices.select import runtime
+from pyrerank.devices.select import resolve
 from pyrerank.engine.batch import pack
 from pyrerank.engine.graphs import buckets
 from pyrerank.prompts.items import Prompt
@@ -273,7 +273,7 @@ def test_a_full_bucket_has_no_padding(device, checkpoint, on_cpu):
 
 @pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
 def test_engines_on_two_devices_take_turns(device, checkpoint, on_cpu, graph):
-    if runtime(torch.device(device)).device_count() < 2:
+    if resolve(device).count() < 2:
         pytest.skip("needs two devices")
     names = (device, f"{device}:1")
     engines = [Reranker(checkpoint("qwen3"), device=name, graph=graph) for name in names]

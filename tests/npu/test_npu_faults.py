@@ -15,8 +15,9 @@ from passes import packed
 
 from pyrerank import DeviceError, EngineClosed, NonFiniteScore, OutOfMemory, Reranker
 from pyrerank.devices import select as devices
-from pyrerank.devices.attention import FusedInfer
-from pyrerank.devices.select import check_process, cpu_multiplies_bfloat16, resolve, resolve_dtype
+from pyrerank.devices.ascend import Ascend, FusedInfer
+from pyrerank.devices.cpu import multiplies_bfloat16
+from pyrerank.devices.select import check_process, resolve, resolve_dtype
 from pyrerank.engine.batch import pack
 from pyrerank.engine.core import Core
 from pyrerank.prompts.items import Prompt
@@ -143,9 +144,8 @@ class TestCapture:
             sim.revive()
 
         monkeypatch.setattr(Core, "_start_graphs", without_memory)
-        monkeypatch.setattr(
-            "pyrerank.engine.failures.works", lambda device: True
-        )  # for want of memory
+        # there is no memory for trying
+        monkeypatch.setattr(Ascend, "works", lambda device: True)
         with pytest.warns(RuntimeWarning, match="no stream or no memory for graphs"):
             engine = Reranker(model, device="npu", dtype="bfloat16", token_budget=2**24)
         assert engine.core.graphs is None
@@ -208,7 +208,7 @@ class TestOperators:
         engine = Reranker(model, device="npu", dtype="bfloat16")
         engine.score(QUERY, DOCUMENTS)
         monkeypatch.setattr(torch.npu.NPUGraph, "replay", lambda self: None)
-        monkeypatch.setattr("pyrerank.engine.failures.works", lambda device: False)
+        monkeypatch.setattr(Ascend, "works", lambda device: False)
         with pytest.raises(EngineClosed, match="dropped work"):
             engine.score(QUERY, DOCUMENTS)
 
@@ -218,7 +218,8 @@ def batch_of(engine: Reranker):
         [engine.core.encoder.pair("", QUERY, d) for d in DOCUMENTS]
     )
     [planned] = engine.core._plan([prompts])
-    return pack(planned.ids, planned.spans, planned.shared).to(engine.device)
+    batch = pack(planned.ids, planned.spans, planned.shared)
+    return batch.moved(engine.core.device.upload(batch.data))
 
 
 SCORE = """
@@ -309,12 +310,12 @@ def test_torch_npu_that_is_missing(monkeypatch):
     release = torch.__version__.split("+")[0]
     with pytest.raises(DeviceError, match=f"not installed: pip install torch_npu=={release}"):
         resolve("npu")
-    assert resolve(None).type != "npu"
+    assert resolve(None).name != "npu"
 
 
 def test_an_older_torch_npu_that_updates_no_attention(model, want):
     engine = Reranker(model, device="npu", dtype="bfloat16")
-    engine.core.graphs._updated += 1
+    engine.core.graphs._capture._updated += 1
     with pytest.warns(RuntimeWarning, match="can update 3 of 4 attention calls"):
         assert engine.score(QUERY, DOCUMENTS) == pytest.approx(want, abs=1e-2)
 
@@ -349,13 +350,13 @@ def test_a_device_of_another_type():
 
 def test_a_dtype_that_no_engine_has():
     with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16 or None, got 'in"):
-        resolve_dtype("int8", torch.device("npu"))
+        resolve_dtype("int8", resolve("npu"))
 
 
 def test_a_torch_that_cannot_tell_what_the_processor_multiplies(monkeypatch):
     monkeypatch.delattr(torch.cpu, "get_capabilities")
-    assert not cpu_multiplies_bfloat16()
-    assert resolve_dtype(None, torch.device("cpu")) == torch.float32
+    assert not multiplies_bfloat16()
+    assert resolve_dtype(None, resolve("cpu")) == torch.float32
 
 
 def test_a_process_that_was_forked_from_one_with_a_model(monkeypatch):

@@ -14,8 +14,10 @@ from checkpoints import write_random
 
 pytest.importorskip("torch_npu")
 from pyrerank import Embedder, Media, OutOfMemory, Reranker
+from pyrerank.devices.select import resolve
 from pyrerank.engine.graphs import buckets
 from pyrerank.media.reader import Reader
+from pyrerank.model.linear import Float
 from pyrerank.model.vision import VisionTower
 from pyrerank.weights.checkpoint import open_checkpoint
 from pyrerank.weights.config import VisionConfig
@@ -49,7 +51,7 @@ def checkpoint(tmp_path_factory):
 
 
 def load(folder: Path, device: torch.device | str, dtype: torch.dtype) -> VisionTower:
-    return VisionTower.load(open_checkpoint(folder), torch.device(device), dtype)
+    return VisionTower.load(open_checkpoint(folder), resolve(device), dtype)
 
 
 def random_patches(grids: list) -> torch.Tensor:
@@ -106,7 +108,8 @@ PUBLISHED = {"2B": (1024, 4096, 2048), "8B": (1152, 4304, 4096)}
 def test_memory_of_a_pass_at_published_widths(sim, size, dtype):
     hidden, inner, out = PUBLISHED[size]
     with torch.device("meta"):
-        tower = VisionTower(VisionConfig(2, hidden, inner, 16, out, 2304, (0,)))
+        config = VisionConfig(2, hidden, inner, 16, out, 2304, (0,))
+        tower = VisionTower(config, resolve("npu"), Float())
     tower = tower.to_empty(device=NPU).to(dtype).requires_grad_(False)
     tower.inv_freq = torch.ones(hidden // 64, device=NPU)
     grids = [(1, 14, 16), (1, 4, 4), (2, 16, 10)] * 4

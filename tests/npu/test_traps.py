@@ -7,7 +7,7 @@ import torch
 from checkpoints import write_random
 
 from pyrerank import Reranker
-from pyrerank.devices.attention import FusedInfer
+from pyrerank.devices.ascend import FusedInfer, cumulative
 from pyrerank.engine.batch import Batch, pack
 
 pytestmark = pytest.mark.usefixtures("sim")
@@ -34,9 +34,9 @@ def test_unknown_keys_of_an_update_change_nothing_and_ours_are_known():
     graph, out, (attend, *qkv) = attention_in_a_graph([5, TOKENS])
     results = []
     for update in (
-        FusedInfer.lengths([5, 7]),
+        cumulative([5, 7], [5, 7]),
         {"actual_seq_q_len": [3, TOKENS], "actual_seq_lengths_kv": [3, TOKENS]},
-        FusedInfer.lengths([3, 9]),
+        cumulative([3, 9], [3, 9]),
     ):
         graph.update(cpu_update_input=[update])
         graph.replay()
@@ -54,7 +54,7 @@ def test_every_attention_of_the_engine_can_be_updated(tmp_path: Path):
     [(graph, _)] = engine.core.graphs._graphs.values()
     records = graph.graph_dispatch_mode.graph_dispatch_records
     assert len(records) == 3  # layers
-    assert all(FusedInfer.lengths([1]).keys() <= record.kwargs.keys() for record in records)
+    assert all(cumulative([1], [1]).keys() <= record.kwargs.keys() for record in records)
 
 
 def test_a_pinned_source_copied_in_a_capture_is_read_again_at_each_replay():
@@ -77,8 +77,8 @@ def test_the_engine_copies_nothing_from_the_host_inside_its_graphs(sim, tmp_path
     before = sim.stats()["h2d"]
     bucket = engine.core.graphs.buckets[0]
     zeros = [0] * bucket.sequences
-    lengths = FusedInfer.lengths([*zeros, bucket.tokens], [*zeros, bucket.keys])
-    last = FusedInfer.lengths([*zeros, bucket.sequences + 1], [*zeros, bucket.keys])
+    lengths = cumulative([*zeros, bucket.tokens], [*zeros, bucket.keys])
+    last = cumulative([*zeros, bucket.sequences + 1], [*zeros, bucket.keys])
     graph.update(cpu_update_input=[lengths, lengths, last])
     graph.replay()
     torch.npu.synchronize()

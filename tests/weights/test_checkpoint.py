@@ -13,6 +13,7 @@ from checkpoints import write_random
 from safetensors.torch import load_file, save_file
 
 from pyrerank import CheckpointError, Reranker
+from pyrerank.devices.select import resolve
 from pyrerank.model.decoder import Decoder
 from pyrerank.weights.checkpoint import Checkpoint, open_checkpoint
 from pyrerank.weights.modules import Modules
@@ -79,7 +80,7 @@ class TestLoading:
 
     def test_weights_that_are_not_merged_are_mapped(self, tmp_path):
         write_random(tmp_path, "qwen3-reranker", tied=True, seed=1, dtype=torch.bfloat16)
-        decoder = Decoder.load(open_checkpoint(tmp_path), torch.device("cpu"), torch.bfloat16)
+        decoder = Decoder.load(open_checkpoint(tmp_path), resolve("cpu"), torch.bfloat16)
         ranges = [
             [int(end, 16) for end in line.split()[0].split("-")]
             for line in Path("/proc/self/maps").read_text().splitlines()

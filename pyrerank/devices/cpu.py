@@ -1,0 +1,108 @@
+"""The host's processor: torch's products, and the kernels of csrc/cpu for everything between them.
+
+The kernels take one pass over memory and compute in float32.  Where the extension was not built, or
+a tensor is of another dtype, plain torch runs.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyrerank.devices.attention import BySequence, CausalAttention
+from pyrerank.devices.base import Device
+from pyrerank.engine.batch import Batch
+from pyrerank.kernels import host
+
+# With fewer rows a thread, libraries for the CPU take other ways through a matrix product, in which
+# sums round differently.  With these and more, a row has the same bits in any batch.  In bfloat16
+# with AMX it does not: oneDNN's sums depend on the number of rows up to several hundreds.
+LEAST_ROWS = 64
+
+
+class Cpu(Device):
+    """The host's processor."""
+
+    name = "cpu"
+    # a larger pass is no faster, and its largest tensors come from the system at each layer, page
+    # by page
+    token_budget = 1024
+    maps_weights = True
+
+    @classmethod
+    def at(cls, index: int) -> Cpu:
+        return cls(torch.device("cpu"))
+
+    @classmethod
+    def count(cls) -> int:
+        return 1
+
+    @property
+    def default_dtype(self) -> torch.dtype:
+        return torch.bfloat16 if multiplies_bfloat16() else torch.float32
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if len(x) < LEAST_ROWS:
+            padded = F.pad(x, (0, 0, 0, LEAST_ROWS - len(x)))
+            return F.linear(padded, weight, bias)[: len(x)]
+        return F.linear(x, weight, bias)
+
+    def add_rms_norm(
+        self, x: Tensor, y: Tensor | None, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        if host.takes(x):
+            return host.add_rms_norm(x, y, weight, eps)
+        return super().add_rms_norm(x, y, weight, eps)
+
+    def residual(self, x: Tensor) -> Tensor:
+        # 16 bits would lose a part of the sum in each layer
+        return x.float() if host.takes(x) else x
+
+    def swiglu(self, gate_up: Tensor) -> Tensor:
+        return host.swiglu(gate_up) if host.takes(gate_up) else super().swiglu(gate_up)
+
+    def gelu(self, x: Tensor, approximate: str) -> Tensor:
+        if approximate == "tanh" and host.takes(x):
+            return host.gelu(x)
+        return super().gelu(x, approximate)
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        if host.takes_heads(x):
+            return host.norm_rotate_(x, None, 0.0, cos, sin)
+        return super().rotate(x, cos, sin)
+
+    def norm_rotate(
+        self, x: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Tensor
+    ) -> Tensor:
+        if host.takes_heads(x):
+            return host.norm_rotate_(x, weight, eps, cos, sin)
+        return super().norm_rotate(x, weight, eps, cos, sin)
+
+    def attention(self, dtype: torch.dtype, *, captured: bool) -> CausalAttention:
+        return HostAttention()
+
+    def full_attention(
+        self, query: Tensor, key: Tensor, value: Tensor, lengths: list[int]
+    ) -> Tensor:
+        if host.takes_heads(query):
+            return host.attention(query, key, value, lengths, lengths, None, causal=False)
+        return super().full_attention(query, key, value, lengths)
+
+
+class HostAttention(BySequence):
+    """The kernel of csrc/cpu for all sequences, or `BySequence` where it does not run."""
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, batch: Batch) -> Tensor:
+        if host.takes_heads(query):
+            lengths = batch.lengths, batch.kv_lengths, batch.kv_rows
+            return host.attention(query, key, value, *lengths, causal=True)
+        return super().__call__(query, key, value, batch)
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this processor has bfloat16 dot products (AVX512-BF16, AMX, Arm BF16)."""
+    if not hasattr(torch.cpu, "get_capabilities"):
+        return False  # torch is too old to tell
+    has = torch.cpu.get_capabilities()
+    return any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
