@@ -25,7 +25,11 @@ CPU = resolve("cpu")
 pytestmark = pytest.mark.skipif(extension._C is None, reason="installed without a compiler")
 
 
-@pytest.fixture(params=["this processor", "portable"], autouse=True, scope="module")
+@pytest.fixture(
+    params=["this processor", pytest.param("portable", marks=pytest.mark.slow)],
+    autouse=True,
+    scope="module",
+)
 def build(request: pytest.FixtureRequest) -> ModuleType:
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "portable":

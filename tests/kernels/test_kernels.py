@@ -28,7 +28,7 @@ EDGE = [16, 48, 80, 496, 528, 1040, 2064]
 MODELS = [1024, 2560, 4096, 5120]
 
 
-@pytest.fixture(params=["fast", "strict"])
+@pytest.fixture(params=["fast", pytest.param("strict", marks=pytest.mark.slow)])
 def kernels(request: pytest.FixtureRequest) -> ModuleType:
     return _C if request.param == "fast" else load_strict()
 
@@ -120,6 +120,7 @@ def test_fused_pool(kernels: ModuleType, width: int, dtype: torch.dtype, mode: s
         check_pool(got, hidden, SPANS, norm, mode, dim, normalize)
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @settings(max_examples=60)
 def test_any_case_is_right_and_the_same_in_both_builds(data: st.DataObject) -> None:
@@ -283,6 +284,7 @@ def test_a_row_has_the_same_bits_alone_and_in_any_batch(count: int, dtype: torch
         assert same_bits(pooled, results[0][3][row : row + 1])
 
 
+@pytest.mark.slow
 def test_the_order_of_blocks_does_not_matter() -> None:
     strict = load_strict()
     hidden = random_rows(13, 256, torch.bfloat16)
@@ -346,6 +348,7 @@ def test_the_widest_rows_fit_the_unified_buffer(dtype: torch.dtype) -> None:
     assert 0 < _C.counters()["ub_peak_bytes"] <= UB_BUDGET
 
 
+@pytest.mark.slow
 def test_build_info() -> None:
     info = _C.build_info()
     assert info["kernels"] == ("last_token_gather", "score_head", "fused_pool")

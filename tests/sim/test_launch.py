@@ -7,6 +7,8 @@ import threading
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROWS, WIDTH = 37, 515
 
 

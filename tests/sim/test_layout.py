@@ -5,6 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+pytestmark = pytest.mark.slow
+
 QUICK = settings(max_examples=150, deadline=None, derandomize=True)
 
 strides = st.tuples(st.integers(0, 3), st.integers(0, 12))

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 NONE, RINT, FLOOR, CEIL, ROUND, TRUNC, ODD = range(7)
 MODES = {"rint": RINT, "floor": FLOOR, "ceil": CEIL, "round": ROUND, "trunc": TRUNC}
 

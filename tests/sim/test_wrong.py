@@ -9,6 +9,8 @@ import mmap
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow
+
 N = 40
 
 # kernel: what the error must say after "<kernel>_wrong, block <b>: ". The twin computes 2 * x.
