@@ -7,7 +7,7 @@ of `Accelerator` in a file of its own, and lists it in `pyrerank.devices.select`
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, ClassVar
@@ -29,10 +29,8 @@ class Device:
     Attributes:
         torch_device: with its index, where tensors of the device lie.
         token_budget: most tokens of a pass, where the caller does not say.
-        has_graphs: whether passes can be captured and replayed, and ``graphs_by_default``, whether
-            they are where the caller does not say.
+        graphs_by_default: whether passes are captured, where the caller does not say.
         maps_weights: whether weights are used where they lie in their files.
-        fails_alone: whether it can fail while the host's processor goes on.
     """
 
     torch_device: torch.device
@@ -40,10 +38,8 @@ class Device:
     name: ClassVar[str]  # the type of torch_device
     shown_by: ClassVar[str]  # the command that lists devices, and the variable that hides them
     token_budget: ClassVar[int] = 8192
-    has_graphs: ClassVar[bool] = False
     graphs_by_default: ClassVar[bool] = False
     maps_weights: ClassVar[bool] = False
-    fails_alone: ClassVar[bool] = False
 
     def __str__(self) -> str:
         return str(self.torch_device)
@@ -181,10 +177,10 @@ class Device:
 
 
 class Accelerator(Device):
-    """A device beside the host's processor; its module in torch has torch.cuda's interface."""
+    """A device beside the host's processor, which can fail while the processor goes on.
 
-    has_graphs = True
-    fails_alone = True
+    Its module in torch has the interface of torch.cuda, graphs included.
+    """
 
     @property
     def runtime(self) -> ModuleType:
@@ -218,19 +214,14 @@ class Accelerator(Device):
             return False
 
     def capture(self, calls: int, attention: CausalAttention) -> Capture:
-        """What captures passes of ``calls`` attention calls each.
-
-        Raises:
-            RuntimeError: the device has no stream or memory left.
-        """
-        raise NotImplementedError
+        """An object that captures passes, each of which calls ``attention`` ``calls`` times."""
+        return Capture(self)
 
 
 class Capture:
     """Captures passes as graphs, which share one pool of memory, and replays them.
 
-    Raises:
-        RuntimeError: capturing or replaying failed.
+    All of its methods raise RuntimeError where the device fails.
     """
 
     def __init__(self, device: Accelerator) -> None:
@@ -240,8 +231,9 @@ class Capture:
             self._stream = device.runtime.Stream()
 
     def record(self, forward: Callable[[], Tensor]) -> tuple[Any, Tensor]:
-        """The graph of ``forward`` and the tensor that each replay fills; called on the device."""
-        raise NotImplementedError
+        """The graph of ``forward``, and the tensor that each replay fills."""
+        graph = self._device.runtime.CUDAGraph()
+        return graph, self._record(graph, forward, nullcontext())
 
     def replay(self, graph: Any, calls: Sequence[Lengths]) -> None:
         """Replays a graph whose attention calls have these lengths now."""
@@ -250,8 +242,8 @@ class Capture:
     def _record(
         self, graph: Any, forward: Callable[[], Tensor], dispatch: AbstractContextManager[Any]
     ) -> Tensor:
-        # not `torch.npu.graph`: when ending a capture fails, that leaves its stream and its
-        # dispatch mode behind
+        # not by `torch.npu.graph`, which leaves its stream and its dispatch mode behind when ending
+        # a capture fails
         with self._device.runtime.stream(self._stream), dispatch:
             graph.capture_begin(pool=self._pool)
             try:

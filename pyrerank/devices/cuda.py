@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyrerank.devices.attention import BySequence, CausalAttention, Dense, Gathering
-from pyrerank.devices.base import Accelerator, Capture
+from pyrerank.devices.base import Accelerator
 from pyrerank.engine.batch import Batch
 
 
@@ -34,17 +33,6 @@ class Cuda(Accelerator):
             return BySequence()
         half = dtype != torch.float32
         return Varlen() if half and _varlen_attn() is not None else Dense()
-
-    def capture(self, calls: int, attention: CausalAttention) -> Capture:
-        return CudaGraphs(self)
-
-
-class CudaGraphs(Capture):
-    """Captures passes as CUDA graphs, in which tensors alone say where sequences end."""
-
-    def record(self, forward: Callable[[], Tensor]) -> tuple[Any, Tensor]:
-        graph = self._device.runtime.CUDAGraph()
-        return graph, self._record(graph, forward, nullcontext())
 
 
 class Varlen(Gathering):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from pyrerank.devices.base import Device
+from pyrerank.devices.base import Accelerator, Device
 from pyrerank.devices.select import check_process, is_out_of_memory
 from pyrerank.errors import DeviceError, EngineClosed, OutOfMemory
 
@@ -77,7 +77,7 @@ class Failures:
             if is_out_of_memory(error):
                 traceback.clear_frames(error.__traceback__)
                 raise self._out_of_memory(error) from error
-            if not self._device.fails_alone or isinstance(error, DeviceError):
+            if not isinstance(self._device, Accelerator) or isinstance(error, DeviceError):
                 raise
             traceback.clear_frames(error.__traceback__)
             self.check_works(str(error))
