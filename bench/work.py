@@ -33,9 +33,10 @@ from typing import Any
 import torch
 
 from pyrerank.devices.base import Accelerator, Device
+from pyrerank.media.images import Visual
 from pyrerank.media.reader import Reader
 from pyrerank.prompts.encoder import InputEncoder, PairEncoder
-from pyrerank.prompts.items import Prompt, Visual, pair_up
+from pyrerank.prompts.items import Prompt, pair_up
 from pyrerank.weights.checkpoint import Checkpoint
 from pyrerank.weights.config import (
     CHANNELS,

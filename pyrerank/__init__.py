@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         TruncationWarning,
     )
     from pyrerank.media.fetch import Fetcher
-    from pyrerank.media.images import Media
+    from pyrerank.media.sources import Media
     from pyrerank.prompts.items import Explanation
     from pyrerank.reranker import Ranked, Reranker, Score, explain, rank, score
 
@@ -57,7 +57,7 @@ __version__ = version("pyrerank")
 HOMES = (
     "errors",
     "media.fetch",
-    "media.images",
+    "media.sources",
     "prompts.items",
     "embedder",
     "reranker",

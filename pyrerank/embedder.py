@@ -16,8 +16,8 @@ from pyrerank.engine.core import Core
 from pyrerank.engine.engine import Engine
 from pyrerank.engine.loaded import Loaded
 from pyrerank.errors import CheckpointError, NonFiniteScore
-from pyrerank.media.images import Media
 from pyrerank.media.reader import Reader
+from pyrerank.media.sources import Media
 from pyrerank.model.heads import PoolHead
 from pyrerank.prompts.encoder import InputEncoder
 from pyrerank.prompts.items import Prompt

@@ -13,8 +13,8 @@ from pyrerank.checks import check_int, check_list, entries
 from pyrerank.engine.core import Core
 from pyrerank.engine.engine import Engine
 from pyrerank.engine.loaded import Loaded
-from pyrerank.media.images import Media
 from pyrerank.media.reader import Reader, is_parts
+from pyrerank.media.sources import Media
 from pyrerank.model.heads import ScoreHead
 from pyrerank.prompts.encoder import PairEncoder
 from pyrerank.prompts.items import Explanation, Prompt, pair_up

@@ -14,7 +14,7 @@ from pyrerank.cli.display import in_words, print_scores
 
 if TYPE_CHECKING:
     from pyrerank.cli.jsonl import EmbedTask, ScoreTask
-    from pyrerank.media.reader import Media
+    from pyrerank.media.sources import Media
     from pyrerank.reranker import Reranker
 
 SOURCES = {"texts": "texts as arguments", "documents": "--documents FILE", "input": "--input FILE"}
@@ -191,7 +191,7 @@ def _reranker(args: argparse.Namespace) -> Reranker:
 
 def _media(args: argparse.Namespace, files: bool = True) -> Media:
     from pyrerank.media.fetch import Fetcher
-    from pyrerank.media.reader import Media
+    from pyrerank.media.sources import Media
 
     limits = {
         name: getattr(args, name)

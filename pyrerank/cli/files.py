@@ -18,7 +18,7 @@ from pyrerank.cli.display import show_warning
 from pyrerank.cli.journal import Journal, identity, path_beside
 from pyrerank.cli.jsonl import EmbedTask, ScoreTask, process
 from pyrerank.cli.outputs import JsonLines, NpyRows
-from pyrerank.media.reader import Media
+from pyrerank.media.sources import Media
 
 
 def answer_lines(

@@ -17,7 +17,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pyrerank.media.images import shown
+from pyrerank.media.sources import shown
 from pyrerank.weights.checkpoint import Checkpoint
 
 

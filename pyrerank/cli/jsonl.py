@@ -20,7 +20,8 @@ from pyrerank.cli.journal import Entry, Journal, digest_of
 from pyrerank.cli.outputs import JsonLines, NpyRows
 from pyrerank.errors import DeviceError, NonFiniteScore, OutOfMemory
 from pyrerank.media.json_content import content_of, parse_object
-from pyrerank.media.reader import Media, Reader
+from pyrerank.media.reader import Reader
+from pyrerank.media.sources import Media
 
 if TYPE_CHECKING:
     from pyrerank.embedder import Embedder

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from pyrerank.engine.batch import MAX_SEQUENCES
-from pyrerank.media.images import MIN_IMAGE_TOKENS
+from pyrerank.media.images import Visual
+from pyrerank.media.sources import MIN_IMAGE_TOKENS
 from pyrerank.model.patches import Grid, patches
 from pyrerank.model.vision import VisionTower
-from pyrerank.prompts.items import Visual
 from pyrerank.weights.config import MERGE, PAIR, PATCH
 
 

@@ -15,7 +15,8 @@ from itertools import count, islice
 
 import numpy as np
 
-from pyrerank.prompts.items import Prompt, Span, Visual
+from pyrerank.media.images import Visual
+from pyrerank.prompts.items import Prompt, Span
 
 # A prompt that is not known yet probably begins with so many tokens of the one before: those of the
 # template, the instruction and a short query.

@@ -1,8 +1,8 @@
-"""Fetching: bytes behind http(s) URLs, for callers who turned it on.
+"""Fetching: reads the bytes behind http(s) URLs, for callers who turned it on.
 
-A URL in a request is written by somebody else. So a fetch is bounded in bytes, seconds and
-redirects, and the address that is connected to, after name resolution and after every redirect,
-must be a public one. Proxies of the environment are not used: behind one, nobody knows the address.
+Somebody else wrote the URL of a request. So a fetch is bounded in bytes, seconds and redirects, and
+it connects to public addresses only, which is checked after name resolution and after every
+redirect. It uses no proxy of the environment, because behind one nobody knows the address.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from pyrerank.checks import check_flag, check_int
 
-# All of IPv6 that is given out to networks; older Pythons call much of the rest global, too.
+# The part of IPv6 that is given out to networks; older Pythons call much of the rest global, too.
 GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
-# RFC 6052: an IPv4 address behind a translator, which may translate to a private one
+# RFC 6052: these stand for an IPv4 address behind a translator, and that may be a private one.
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 REDIRECTS = (301, 302, 303, 307, 308)
 HOST = re.compile(r"[^\s:/?#@*\[\]]+|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*(%\w+)?")  # or an IPv6 address
-LONGEST = 200  # characters in a message that somebody else wrote
+LONGEST = 200  # characters of a message that are somebody else's
 
 
 @dataclass(frozen=True)
@@ -36,20 +36,20 @@ class Fetcher:
     """Fetches http(s) URLs: ``Fetcher()(url)`` is the body, bytes.
 
     Attributes:
-        max_bytes: the most that a body may have.
+        max_bytes: the most bytes that a body may have.
         seconds: the most that one fetch may take with all its redirects, name resolution aside.
         redirects: the most redirects that are followed.
-        hosts: the only host names that may be asked, of redirects too, whatever the port, without
-            scheme or brackets; None: any.
+        hosts: the only host names that may be asked, by redirects too, whatever the port; without
+            scheme or brackets.  None allows any.
         private: whether addresses that are not public (private, loopback, link-local, ...) are
             allowed.
 
     Raises:
-        ValueError: when called: any of these limits met; another scheme; a status other than 200;
-            a body that is incomplete or compressed; an error of the network.  Messages show no
-            query string.
-            When made: a number that is out of range, or no number; a host that is no host name.
-        TypeError: when made: ``hosts`` is not a list of str, or ``private`` no bool.
+        ValueError: a call met one of these limits, another scheme, a status other than 200, a body
+            that is incomplete or compressed, or an error of the network; the message shows no
+            query string.  Or, when the fetcher is made, a number is out of range, or a host is no
+            host name.
+        TypeError: ``hosts`` is not a list of str, or ``private`` no bool.
     """
 
     max_bytes: int = 32 * 2**20
@@ -106,16 +106,16 @@ class Fetcher:
         )
 
     def _get(self, parts: SplitResult, deadline: float) -> tuple[bytes, str | None]:
-        """One request: the body, or the location that it redirects to."""
+        """Makes one request; returns its body, or the location that it redirects to."""
         with self._connect(parts, deadline) as connected:
-            # Each read of a slow sender is in time by itself: the whole needs a clock of its own.
+            # each read from a slow sender may be in time, so the whole has a clock of its own
             timer = threading.Timer(deadline - time.monotonic(), _shut, args=(connected,))
             timer.start()
             try:
                 answer = self._talk(connected, parts)
             finally:
                 timer.cancel()
-        if time.monotonic() >= deadline:  # then the end of the body may be the timer's
+        if time.monotonic() >= deadline:  # then it may be the timer that ended the body
             raise TimeoutError
         return answer
 
@@ -138,7 +138,7 @@ class Fetcher:
                 raise ValueError("answered with a compressed body, which was not asked for")
             if (response.length or 0) > self.max_bytes:
                 raise ValueError(f"has {response.length} bytes, over the limit of {self.max_bytes}")
-            # not read(limit): a chunk that says it has -1 bytes makes it read without one
+            # read(limit) would read without a limit, if a chunk says that it has -1 bytes
             body = bytearray()
             while piece := response.read1(2**16):
                 body += piece
@@ -149,7 +149,7 @@ class Fetcher:
             return bytes(body), None
 
     def _connect(self, parts: SplitResult, deadline: float) -> socket.socket:
-        """A connection to an address of the host, all of which must be allowed."""
+        """Connects to an address of the host; all of its addresses must be allowed."""
         assert parts.hostname is not None
         port = parts.port or (443 if parts.scheme == "https" else 80)
         found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
@@ -172,14 +172,14 @@ class Fetcher:
             except OSError as failed:
                 connected.close()
                 error = failed
-            except BaseException:  # such as a ValueError: no certificate can be for that name
+            except BaseException:  # such as a ValueError for a name that no certificate can have
                 connected.close()
                 raise
         raise error
 
 
 def _host_names(hosts: object) -> frozenset[str]:
-    """The hosts in lower case.  Raises TypeError or ValueError where one could never be asked."""
+    """The hosts in lower case.  Raises TypeError or ValueError if one could never be asked."""
     wanted = "hosts must be a list of host names"
     if isinstance(hosts, (str, bytes)) or not isinstance(hosts, Iterable):
         raise TypeError(f"{wanted}, got the {type(hosts).__name__} {hosts!r}")
@@ -209,8 +209,9 @@ def _is_public(address: str) -> bool:
 
 
 def _shut(connected: socket.socket) -> None:
-    """Ends a connection that another thread reads; `ssl.SSLSocket.shutdown` must not."""
+    """Ends a connection that another thread reads.  `ssl.SSLSocket.shutdown` must not be called
+    meanwhile."""
     try:
         socket.socket.shutdown(connected, socket.SHUT_RDWR)
     except OSError:
-        return  # it ended by itself in the meantime
+        return  # it had ended by itself

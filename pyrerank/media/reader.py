@@ -1,7 +1,7 @@
-"""Media: from what a caller passed as a content to its text, images and videos.
+"""The reader: from what a caller passes as a content to its text, images and videos.
 
-Knows the forms in which people pass them; `pyrerank.media.images` and `pyrerank.media.video` know
-pixels.
+This module knows the forms in which people pass them; `pyrerank.media.images` and
+`pyrerank.media.video` know pixels.
 """
 
 from __future__ import annotations
@@ -12,22 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pyrerank.media.images import Image, Media, is_picture, kind_of_name, read_image, shown
-from pyrerank.media.video import Video, read_video
+from pyrerank.media.images import Visual, is_picture, kind_of_name, read_image
+from pyrerank.media.sources import Media, shown
+from pyrerank.media.video import read_video
 
 FIELDS = ("text", "image", "video")  # of a dict that is a content
 KINDS = ("text", "image_url", "image", "video_url", "video")  # of parts
-# The details of OpenAI's image_url that ask for what is done anyway: the published sizes.
+# These details of OpenAI's image_url ask for the sizes that pictures have anyway.
 DETAILS = ("auto", "high")
-# A whole data: URI of a picture or a video.  Base64 may be broken into lines; markup (SVG) and the
-# start of a URI without its data count, too.
+# A str that is all a data: URI of a picture or a video.  Its base64 may be broken into lines;
+# markup (SVG) and a URI that lost its data match, too.
 DATA_URI = re.compile(
     r"\s*data:(image|video)/[^\s,]*"
     r"(?:;base64,[A-Za-z0-9+/=%_\-\r\n\t]*+|,(?:<|%3C).*+|,\S*+|)\s*",
     re.IGNORECASE | re.DOTALL,
 )
-
-__all__ = ["Content", "Image", "Media", "Reader", "Video", "is_parts"]
 
 T = TypeVar("T")
 
@@ -36,15 +35,15 @@ T = TypeVar("T")
 class Content:
     """What a query or a document holds, in the order in which a prompt shows it.
 
-    text: the texts joined with nothing between; None where there is no text part at all.
+    ``text`` is its texts, joined with nothing between them; None if it has no text at all.
     """
 
-    videos: tuple[Video, ...] = ()
-    images: tuple[Image, ...] = ()
+    videos: tuple[Visual, ...] = ()
+    images: tuple[Visual, ...] = ()
     text: str | None = None
 
     @property
-    def visuals(self) -> tuple[Video | Image, ...]:
+    def visuals(self) -> tuple[Visual, ...]:
         """Videos and images, in the order of the prompt."""
         return (*self.videos, *self.images)
 
@@ -52,39 +51,43 @@ class Content:
 class Reader:
     """Reads the contents of one call; a picture that comes again is decoded once.
 
-    A content: a str, the text; or a dict with "text", "image" and "video", each one value, a list
-        of values, or None; or a list of OpenAI's parts: {"type": "text", "text": ...}, "image_url"
-        and "video_url" with {"url": ...}, "image" and "video" with any form below. A dict whose
-        values are all None has no part, which a prompt shows as the text NULL.
-    An image: a path, a data:, file: or http(s) URI (str), a Path, bytes, a PIL.Image, or a numpy
+    A content is a str, which is its text; or a dict with "text", "image" and "video", each of which
+        is one value, a list of values, or None; or a list of OpenAI's parts: {"type": "text",
+        "text": ...}, "image_url" and "video_url" with {"url": ...}, "image" and "video" with any
+        form below. A dict whose values are all None has no part; a prompt shows it as the text
+        NULL.
+    An image is a path, a data:, file: or http(s) URI (str), a Path, bytes, a PIL.Image, or a numpy
         array uint8 [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (grey, RGB, RGBA).
-    A video: the same but for PIL and numpy, as a file of any format that PyAV decodes; or a list
-        of images of one size, its frames, taken at 2 a second. A list under "video" that starts
-        with an image is one video, otherwise it is a list of videos.
+    A video is a file of any format that PyAV decodes, in the forms of an image but for PIL and
+        numpy; or a list of images of one size, its frames, which count as taken at 2 a second. A
+        list under "video" that starts with an image is one video, any other a list of videos.
 
-    A file is sampled at 1 frame a second, from 4 frames (where it has them) to
-    ``media.max_video_frames``, evenly, an even number; of a longer list that many are taken evenly.
+    From a file frames are taken evenly, 1 a second: an even number of them, from 4 (if it has so
+    many) to ``media.max_video_frames``. From a longer list that many are taken evenly.
     """
 
     def __init__(self, media: Media | None = None) -> None:
         if media is not None and not isinstance(media, Media):
             raise TypeError(f"media must be a pyrerank.Media or None, got {type(media).__name__}")
         self._media = Media() if media is None else media
-        # what was read, by how it was given; the values are kept so that no other gets their id
+        # Results by what was given.  That is held, too, so that no other value gets its id.
         self._read: dict[object, tuple[object, Any]] = {}
 
     def read(self, value: object, name: str, vision: bool = False) -> Content:
-        """Reads a content; ``name`` (``documents[3]``, ``line 7``) is for the messages.
+        """Reads a content.
 
-        ``vision`` says that the model sees pictures: then a str that is nothing but the path or URI
-        of a picture or a video is refused, as a data: URI of one always is, and not read as text.
+        Args:
+            name: what messages call it: ``documents[3]``, ``line 7``.
+            vision: whether the model sees pictures. Then a str that is nothing but the path or URI
+                of a picture or a video is refused, and not read as text; a data: URI of one always
+                is.
 
         Raises:
             TypeError: a value of another type.
-            ValueError: an unknown key or kind of part; an empty list or dict, and no other part; a
-                str that is or names a picture; a file or URL that cannot be read or decoded, an
-                empty, oversized or extremely narrow picture, frames of different sizes; a URL
-                without ``media.fetch``. (Text is not checked for lone surrogates.)
+            ValueError: an unknown key or kind of part; no part at all; a str that is or names a
+                picture; a file or URL that cannot be read or decoded; a picture that is empty,
+                oversized or extremely narrow; frames of different sizes; a URL without
+                ``media.fetch``. (Text is not checked for lone surrogates.)
             ImportError: a video file, and PyAV is not installed.
         """
         if isinstance(value, str):

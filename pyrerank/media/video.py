@@ -1,73 +1,36 @@
 """Video: from a file or a list of frames to resized frames and their times.
 
-Sampling and resizing are the published reference's (see `pyrerank.media.images`). PyAV, the extra
-``video``, is imported where a file is decoded; a list of frames needs none.
+Frames are sampled and resized as the published reference does it (see `pyrerank.media.images`).
+torch is imported where it resizes a frame, because text and images need none of it; PyAV, the extra
+``video``, is imported where a file is decoded.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
-from pyrerank.media.images import (
-    SIDE,
-    Media,
-    Pixels,
-    check_size,
-    digest_of,
-    fitting_size,
-    open_source,
-    resized_image,
-)
+from pyrerank.media.images import SIDE, Pixels, Visual, check_size, fitting_size, resized_image
+from pyrerank.media.sources import Media, open_source
 
-# Of the published reference.
-# A frame of a list is first resized as an image, of at most so many squares with such sides: the
-# reference takes the side of a token for the side of a patch, and doubles it once more.
+# These numbers are the published reference's.
+# A frame of a list is first resized as an image, of at most LIST_SQUARES squares with sides of
+# LIST_SIDE: the reference takes the side of a token for that of a patch, and doubles it once more.
 LIST_SQUARES, LIST_SIDE = 16384, 2 * SIDE
-FRAME_PIXELS = 128 * SIDE**2, 768 * SIDE**2  # least and most of a frame
-# Most pixels of a video, two frames counting once.  The reference's scripts hand this limit on with
-# a list of frames only.  Without it, 64 frames of a file have up to 24,576 tokens, which no prompt
-# takes; so it holds for files, too.
+FRAME_PIXELS = 128 * SIDE**2, 768 * SIDE**2  # the least and the most that a frame has
+# The most pixels of a video, in which a pair of frames counts as one.  The reference's scripts pass
+# this limit on with a list of frames only.  Here it holds for files, too: without it, 64 frames of
+# a file have up to 24,576 tokens, which no prompt takes.
 VIDEO_PIXELS = 7680 * SIDE**2
-LIST_RATE = 2.0  # frames a second of a list of frames
-FILE_RATE = 1.0  # frames a second sampled from a file
+LIST_RATE = 2.0  # frames a second of a list
+FILE_RATE = 1.0  # frames a second that are taken from a file
 MIN_FILE_FRAMES = 4
 
 
-@dataclass(frozen=True)
-class Video:
-    """Resized frames and their times; videos with equal frames and times are equal.
-
-    frames: uint8 [F, height, width, 3], RGB, F even, both sides multiples of 32.
-    seconds: F / 2 mean times of the pairs of frames.
-    digest: 16 bytes that name the shape and pixels of the frames.
-    """
-
-    frames: Pixels = field(compare=False, repr=False)
-    seconds: tuple[float, ...]
-    digest: bytes = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "digest", digest_of(self.frames))
-
-    @property
-    def key(self) -> bytes:
-        """As `Image.key`: the frames and their times."""
-        return self.digest + repr(self.seconds).encode()
-
-    @property
-    def span_count(self) -> int:
-        """As `Image.span_count`: one for each pair of frames."""
-        return len(self.seconds)
-
-
-def read_video(value: object, name: str, media: Media) -> Video:
+def read_video(value: object, name: str, media: Media) -> Visual:
     """A video in any form, resized; see `pyrerank.media.reader.Reader`."""
     if isinstance(value, (list, tuple)):
         return _from_list(value, name, media)
@@ -80,7 +43,7 @@ def read_video(value: object, name: str, media: Media) -> Video:
         return _from_file(file, name, media)
 
 
-def _from_list(frames: Sequence[object], name: str, media: Media) -> Video:
+def _from_list(frames: Sequence[object], name: str, media: Media) -> Visual:
     if not frames:
         raise ValueError(f"{name} has no frames")
     picked = list(range(len(frames)))
@@ -92,10 +55,10 @@ def _from_list(frames: Sequence[object], name: str, media: Media) -> Video:
     )
     count = len(picked) + len(picked) % 2
     seconds = _pair_means([i / LIST_RATE for i in range(count)])
-    return Video(_stack(images, count, name), seconds)
+    return Visual(_stack(images, count, name), seconds)
 
 
-def _from_file(file: BinaryIO, name: str, media: Media) -> Video:
+def _from_file(file: BinaryIO, name: str, media: Media) -> Visual:
     try:
         import av
     except ImportError:
@@ -108,7 +71,7 @@ def _from_file(file: BinaryIO, name: str, media: Media) -> Video:
         frames = _stack(_decode(file, picked, name, media), len(picked), name)
     except av.FFmpegError as error:
         raise ValueError(f"{name} cannot be decoded: {error.strerror}") from error
-    return Video(frames, _pair_means([i / rate for i in picked]))
+    return Visual(frames, _pair_means([i / rate for i in picked]))
 
 
 def _scan(file: BinaryIO, name: str) -> tuple[int, float]:
@@ -140,18 +103,19 @@ def _container(file: BinaryIO) -> Any:
 
 
 def _sample(total: int, rate: float, most: int) -> list[int]:
-    """Indices of the frames to take, an even number of at most ``most``."""
+    """The indices of the frames to take: an even number of them, at most ``most``."""
+    import torch  # the reference's; numpy's linspace rounds otherwise
+
     count = min(max(total / rate * FILE_RATE, MIN_FILE_FRAMES), most, total)
     if count < 2:
         return [0, 0]
-    indices = torch.linspace(0, total - 1, math.floor(count / 2) * 2).round().long().tolist()
-    return list(indices)
+    return list(torch.linspace(0, total - 1, math.floor(count / 2) * 2).round().long().tolist())
 
 
 def _decode(
     file: BinaryIO, picked: list[int], name: str, media: Media
 ) -> Iterator[tuple[int, Pixels]]:
-    """The frames of the given ascending indices, upright."""
+    """The frames with the indices ``picked``, which ascend; upright."""
     wanted = iter(picked)
     index = next(wanted)
     with _container(file) as container:
@@ -172,8 +136,9 @@ def _decode(
 
 
 def _stack(frames: Iterator[tuple[int, Pixels]], count: int, name: str) -> Pixels:
-    """Frames resized to the size that a video of ``count`` frames allows, the last one repeated
-    where there are fewer.
+    """Resizes frames to the size that a video of ``count`` frames allows.
+
+    If there are fewer, the last one is repeated.
     """
     least, most = FRAME_PIXELS
     most_here = max(min(most, VIDEO_PIXELS / count * 2), int(least * 1.05))
@@ -181,7 +146,7 @@ def _stack(frames: Iterator[tuple[int, Pixels]], count: int, name: str) -> Pixel
     for i, frame in frames:
         if shape is None:
             shape = frame.shape
-            # of a list: after the first resizing, which may have made a strip narrower still
+            # the first resizing of a list's frames may have made a strip narrower still
             check_size(shape[0], shape[1], f"{name}, frame[{i}] as resized,")
             size = fitting_size(shape[0], shape[1], least, most_here)
         elif frame.shape != shape:
@@ -189,14 +154,15 @@ def _stack(frames: Iterator[tuple[int, Pixels]], count: int, name: str) -> Pixel
                 f"{name}: frames must have one size; frame[{i}] becomes {frame.shape[1]} x "
                 f"{frame.shape[0]} pixels, the first one {shape[1]} x {shape[0]}"
             )
-        resized.append(_resized_frame(frame, size))
+        resized.append(frame if shape[:2] == size else _resized(frame, size))
     resized += resized[-1:] * (count - len(resized))
     return np.stack(resized)
 
 
-def _resized_frame(frame: Pixels, size: tuple[int, int]) -> Pixels:
-    if frame.shape[:2] == size:
-        return frame
+def _resized(frame: Pixels, size: tuple[int, int]) -> Pixels:
+    import torch
+    import torch.nn.functional as F
+
     channels = torch.from_numpy(frame.copy()).permute(2, 0, 1)[None].float()
     resized = F.interpolate(channels, size, mode="bicubic", antialias=True)
     rounded = resized[0].permute(1, 2, 0).round().clamp(0, 255)

@@ -15,8 +15,9 @@ from tokenizers import Encoding, Tokenizer
 
 from pyrerank.checks import check_int, check_text
 from pyrerank.errors import CheckpointError
+from pyrerank.media.images import Visual
 from pyrerank.media.reader import Content, Reader
-from pyrerank.prompts.items import Explanation, Input, Item, Pair, Prompt, Span, Visual
+from pyrerank.prompts.items import Explanation, Input, Item, Pair, Prompt, Span
 from pyrerank.prompts.templates import (
     MAX_EMBEDDING_TOKENS,
     TEMPLATES,

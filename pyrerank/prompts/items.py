@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import NamedTuple, TypeVar
 
 from pyrerank.checks import check_list, entries
-from pyrerank.media.reader import Content, Image, Video, is_parts
-
-Visual: TypeAlias = Image | Video
+from pyrerank.media.images import Visual
+from pyrerank.media.reader import Content, is_parts
 
 
 @dataclass(frozen=True)

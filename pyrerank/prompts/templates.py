@@ -12,9 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from pyrerank.media.images import SIDE
+from pyrerank.media.images import SIDE, Visual
 from pyrerank.media.reader import Content
-from pyrerank.prompts.items import Visual
 
 SYSTEM = (
     "Judge whether the Document meets the requirements based on the Query and the Instruct "

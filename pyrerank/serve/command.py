@@ -16,7 +16,7 @@ from pathlib import Path
 from pyrerank.embedder import Embedder
 from pyrerank.engine.engine import Engine
 from pyrerank.errors import CheckpointError
-from pyrerank.media.images import Media
+from pyrerank.media.sources import Media
 from pyrerank.reranker import Reranker
 from pyrerank.serve.app import build
 from pyrerank.serve.arguments import LIMITS

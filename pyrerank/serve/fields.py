@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from pyrerank.media.images import shown
+from pyrerank.media.sources import shown
 from pyrerank.serve import wire
 from pyrerank.serve.contents import several
 from pyrerank.serve.errors import BadRequest

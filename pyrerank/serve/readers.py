@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from pyrerank.errors import NonFiniteScore
-from pyrerank.media.images import Media
 from pyrerank.media.reader import Reader
+from pyrerank.media.sources import Media
 from pyrerank.prompts.items import Input, Pair, Prompt
 from pyrerank.serve.contents import Size
 from pyrerank.serve.errors import BadRequest, NotHere

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from pyrerank.embedder import Embedder, numbers
-from pyrerank.media.images import Media
 from pyrerank.media.reader import Content, Reader
+from pyrerank.media.sources import Media
 from pyrerank.prompts.encoder import PairEncoder
 from pyrerank.prompts.items import Pair, Prompt
 from pyrerank.reranker import Reranker, Score

@@ -13,7 +13,7 @@ import pytest
 from pyrerank.cli.journal import Journal
 from pyrerank.cli.jsonl import CHUNK, Done, EmbedTask, process
 from pyrerank.cli.outputs import JsonLines, NpyRows
-from pyrerank.media.reader import Media
+from pyrerank.media.sources import Media
 
 pytestmark = pytest.mark.slow
 

@@ -17,7 +17,6 @@ from published import Clip, Content, Prompt, Published, PublishedEmbedder, resiz
 
 from pyrerank import Embedder, Media, Reranker
 from pyrerank.engine.batch import positions
-from pyrerank.media.reader import Image
 
 pytestmark = pytest.mark.slow
 
@@ -169,8 +168,8 @@ def check_prompt(got, want: Prompt, model) -> None:
     assert got.ids == want.ids
     assert [tuple(span) for span in got.spans] == want.spans()
     assert positions(len(got.ids), got.spans).tolist() == want.positions(model)
-    images = [visual.frames[0] for visual in got.visuals if isinstance(visual, Image)]
-    videos = [visual.frames for visual in got.visuals if not isinstance(visual, Image)]
+    images = [visual.frames[0] for visual in got.visuals if not visual.seconds]
+    videos = [visual.frames for visual in got.visuals if visual.seconds]
     for ours, theirs in ((images, want.images), (videos, want.videos)):
         for a, b in zip(ours, theirs, strict=True):
             np.testing.assert_array_equal(a, b)

@@ -12,7 +12,8 @@ from fetching import BODY, Server
 
 from pyrerank.media import fetch
 from pyrerank.media.fetch import Fetcher
-from pyrerank.media.reader import Media, Reader
+from pyrerank.media.reader import Reader
+from pyrerank.media.sources import Media
 
 CAT = Path(__file__).parents[1] / "data/pictures/cat.jpg"
 

@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from pyrerank.media.images import MAX_IMAGE_TOKENS, MIN_IMAGE_TOKENS, SIDE, Media, fitting_size
-from pyrerank.media.reader import Content, Image, Reader
+from pyrerank.media.images import SIDE, Visual, fitting_size
+from pyrerank.media.reader import Content, Reader
+from pyrerank.media.sources import MAX_IMAGE_TOKENS, MIN_IMAGE_TOKENS, Media
 from pyrerank.media.video import FRAME_PIXELS
 
 pytestmark = pytest.mark.slow
@@ -35,7 +36,7 @@ def read(value: object, name: str, **media: Any) -> Content:
 def pixels(value: object) -> np.ndarray:
     """The pixels of one image."""
     [image] = read({"image": value}, "documents[0]").images
-    return image.pixels
+    return image.frames[0]
 
 
 def encoded(picture: PIL.Image.Image, format: str, **options: object) -> bytes:
@@ -128,24 +129,24 @@ def test_every_form_of_an_image_is_the_same_image() -> None:
         return data
 
     content = read({"image": forms}, "query", fetch=fetch)
-    assert content.images == (Image(pixels(CAT)),) * len(forms)
+    assert content.images == (Visual(pixels(CAT)[None]),) * len(forms)
     assert len(set(content.images)) == 1
     assert asked == ["https://pictures.test/cat.jpg?size=1"]
-    assert content.images[0] != Image(pixels(PAGE))
+    assert content.images[0] != Visual(pixels(PAGE)[None])
 
 
 def test_digest_names_shape_and_pixels() -> None:
-    black = np.zeros((64, 96, 3), np.uint8)
-    assert Image(black).digest != Image(black.reshape(96, 64, 3)).digest
-    assert Image(black) != Image(black + 1)
-    assert hash(Image(black)) == hash(Image(black.copy()))
+    black = np.zeros((1, 64, 96, 3), np.uint8)
+    assert Visual(black).digest != Visual(black.reshape(1, 96, 64, 3)).digest
+    assert Visual(black) != Visual(black + 1)
+    assert hash(Visual(black)) == hash(Visual(black.copy()))
 
 
 # --- contents
 
 
 def test_contents() -> None:
-    cat, page = Image(pixels(CAT)), Image(pixels(PAGE))
+    cat, page = Visual(pixels(CAT)[None]), Visual(pixels(PAGE)[None])
     url = "data:image/png;base64," + base64.b64encode(PAGE.read_bytes()).decode()
     cases = [
         ("", Content(text="")),
@@ -426,7 +427,7 @@ def test_a_lower_limit_holds_for_any_shape(height: int, aspect: float, tokens: i
         return
     value = {"image": np.zeros((height, width), np.uint8)}
     [image] = read(value, "query", max_image_tokens=tokens).images
-    rows, columns, _ = image.pixels.shape
+    rows, columns, _ = image.frames[0].shape
     assert rows % SIDE == columns % SIDE == 0
     assert 1 <= rows * columns // SIDE**2 <= tokens
 
@@ -644,7 +645,7 @@ def test_any_form_is_read_or_refused_by_name(value: object) -> None:
         assert str(error).startswith("documents[7]")
         return
     for image in content.images:
-        height, width, channels = image.pixels.shape
+        height, width, channels = image.frames[0].shape
         assert not height % 32 and not width % 32 and channels == 3
         assert 4 <= height * width // 1024 <= 1800
     for video in content.videos:

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 
 from pyrerank.media.fetch import Fetcher
-from pyrerank.media.images import Media
+from pyrerank.media.sources import Media
 from pyrerank.serve.app import build
 from pyrerank.serve.metrics import Metrics
 from pyrerank.serve.protocol import http_server
