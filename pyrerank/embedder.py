@@ -1,4 +1,4 @@
-"""Embedding: inputs in, vectors out."""
+"""Embedding computes the vectors of inputs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pyrerank.weights.checkpoint import Checkpoint, open_checkpoint
 
 @dataclass(frozen=True)
 class Embedding:
-    """One input's result.
+    """The result of one input.
 
     Attributes:
         vector: float32 [dim].
@@ -41,14 +41,14 @@ class Embedding:
 
 @dataclass(frozen=True)
 class EmbeddingTask:
-    """Embeds inputs: the `Task` of an embedder.
+    """The `Task` of an embedder, which makes vectors of inputs.
 
     Attributes:
-        checkpoint: has what the folder says of vectors.
-        size: numbers that the head gives for an input.
-        dim: numbers a vector, for calls that do not say.
-        normalize: whether vectors have length 1, for calls that do not say.
-        cuts_last: whether vectors are scaled before they are cut, and not again afterwards, for
+        checkpoint: has what the folder says of pooling and of what follows it.
+        size: how many numbers the head gives for an input.
+        dim: how many of them a vector has, in calls that do not say.
+        normalize: whether vectors have length 1, in calls that do not say.
+        cuts_last: whether vectors are scaled to length 1 before they are cut and not afterwards, in
             calls that do not say.
     """
 
@@ -72,7 +72,8 @@ class EmbeddingTask:
         dim: int | None = None,
         normalize: bool | None = None,
     ) -> Embedding:
-        """As `Task.result`; ``dim`` and ``normalize`` are as for `Embedder.embed`.
+        """Makes the vector of an input, as `Task.result`; ``dim`` and ``normalize`` are as for
+        `Embedder.embed`.
 
         Raises:
             NonFiniteScore: the vector has length 0.
@@ -94,23 +95,20 @@ class EmbeddingTask:
 
 
 class Embedder(Engine):
-    """A loaded embedding model.
+    """An embedding model that is loaded and makes vectors of inputs.
 
     Args:
         model: folder or hub name of a Qwen3-Embedding or Qwen3-VL-Embedding; see
             `open_checkpoint`.
-        dim: numbers a vector, from 1 to as many as the model gives; None keeps all, or as many as
-            the folder's ``truncate_dim`` says.  The models are trained so that the first numbers
-            alone are an embedding too (Matryoshka).
+        dim: how many numbers a vector has, from 1 to as many as the model gives; None keeps all, or
+            as many as the folder's ``truncate_dim`` says.  The models are trained so that the first
+            numbers alone are an embedding too (Matryoshka).
         normalize: whether vectors have length 1, after truncation to ``dim``; None does as the
             folder says, which for the published models is True.
         max_tokens, device, dtype, token_budget, graph, vision_cache: as for `Reranker`.
 
     Attributes:
-        core: as of `Reranker`.
-
-    The attributes ``dim``, ``normalize``, ``device``, ``dtype`` and ``token_budget`` say what was
-    given or chosen and cannot be set; ``max_tokens`` can be set between calls.
+        core: as for `Reranker`.
 
     Raises: as `Reranker`.
     """
@@ -160,12 +158,12 @@ class Embedder(Engine):
 
     @property
     def dim(self) -> int:
-        """Numbers a vector, for calls that do not say."""
+        """How many numbers a vector has, in calls that do not say."""
         return self.core.task.dim
 
     @property
     def normalize(self) -> bool:
-        """Whether vectors have length 1, for calls that do not say."""
+        """Whether vectors have length 1, in calls that do not say."""
         return self.core.task.normalize
 
     def embed(
@@ -179,23 +177,31 @@ class Embedder(Engine):
         media: Media | None = None,
         progress: bool | None = None,
     ) -> np.ndarray:
-        """One vector for each input, in the order given.
+        """Returns a vector for each input, in the order given.
 
         Args:
             inputs: a list of at least one content, as in `Reranker.score`.
             instruction: what the vectors are for.  With Qwen3-Embedding give one for queries, and
-                none for documents; with Qwen3-VL-Embedding None is the default it was published
-                with.  Where the folder has a default prompt, None takes that.
+                none for documents; with Qwen3-VL-Embedding None takes the default it was published
+                with.  If the folder has a default prompt, None takes that.
             prompt_name: one of the folder's prompts, such as "query", in place of an instruction.
-            dim, normalize: as for `Embedder`; None takes what it was made with.
+            dim, normalize: as for `Embedder`, in this call; None takes the engine's.
             media, progress: as in `Reranker.score`.
 
         Returns:
             float32 [inputs, dim].
 
-        Warns, raises: as `Reranker.score`; a vector of length 0 is a NonFiniteScore, too.
+        Warns, raises: as `Reranker.score`; a vector of length 0 raises NonFiniteScore, too.
         """
-        results = self._details(inputs, instruction, prompt_name, dim, normalize, media, progress)
+        results = self.details(
+            inputs,
+            instruction=instruction,
+            prompt_name=prompt_name,
+            dim=dim,
+            normalize=normalize,
+            media=media,
+            progress=progress,
+        )
         self._warn_of_cuts(results)
         return np.stack([result.vector for result in results])
 
@@ -210,19 +216,8 @@ class Embedder(Engine):
         media: Media | None = None,
         progress: bool | None = None,
     ) -> list[Embedding]:
-        """Like `embed`, with the token counts of each input."""
-        return self._details(inputs, instruction, prompt_name, dim, normalize, media, progress)
-
-    def _details(
-        self,
-        inputs: Sequence[Any],
-        instruction: str | None,
-        prompt_name: str | None,
-        dim: int | None,
-        normalize: bool | None,
-        media: Media | None,
-        progress: bool | None,
-    ) -> list[Embedding]:
+        """As `embed`, but returns the token counts of each input as well, and warns of no cuts,
+        because ``truncated`` tells them."""
         encoder, task = self.core.encoder, self.core.task
         if normalize is not None:
             check_flag("normalize", normalize)
@@ -253,7 +248,7 @@ def embed(
 ) -> np.ndarray:
     """Embeds inputs with the checkpoint ``model``; see `Embedder` and `Embedder.embed`.
 
-    The checkpoint stays loaded as in `score`, beside the one that scores.
+    The checkpoint stays loaded as with `score`, beside the one that scores.
     """
     with LOADED.engine(model, device, dtype, max_tokens) as engine:
         return engine.embed(

@@ -1,4 +1,4 @@
-"""Reranking: pairs in, scores out."""
+"""Reranking computes the scores of pairs, each a query with a document."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pyrerank.weights.checkpoint import Checkpoint, open_checkpoint
 
 @dataclass(frozen=True)
 class Score:
-    """One pair's result.
+    """The result of one pair.
 
     Attributes:
         score: probability of "yes" against "no", 0 to 1: the sigmoid of ``logit``.
@@ -55,11 +55,11 @@ class Ranked:
 
 @dataclass(frozen=True)
 class ScoringTask:
-    """Scores pairs: the `Task` of a reranker.
+    """The `Task` of a reranker, which scores pairs.
 
     Attributes:
         w: the classifier vector, float32 [hidden_size], on the host.
-        bias: is added to its product with the hidden state.
+        bias: what is added to its product with a hidden state.
     """
 
     w: torch.Tensor
@@ -76,14 +76,14 @@ class ScoringTask:
 
 
 class Reranker(Engine):
-    """A loaded reranker.
+    """A reranker that is loaded and scores documents against queries.
 
     Args:
         model: folder or hub name of a Qwen3-Reranker, a Qwen3-VL-Reranker, or a one-label
             sequence-classification checkpoint made from one; see `open_checkpoint`, whose result
             will do as well.
         device: ``"cpu"``, ``"npu"``, ``"npu:1"``, ``"cuda"`` or ``"cuda:1"``; None takes an NPU
-            where there is one, else a CUDA device, else the CPU.  One engine a device.
+            where there is one, else a CUDA device, else the CPU.  An engine runs on one device.
         dtype: ``"float32"`` or ``"bfloat16"`` for weights and activations; None takes bfloat16,
             except on a CPU that does not multiply it natively.  Scores are float32 from the last
             hidden state on in either case.
@@ -101,17 +101,14 @@ class Reranker(Engine):
             while they are remembered; 0 remembers none from one pass to the next.
 
     Attributes:
-        core: counters and switches, for measurements; see `pyrerank.engine.core.Core`.
-
-    The attributes ``device``, ``dtype``, ``token_budget`` and ``instruction`` say what was given or
-    chosen and cannot be set; ``max_tokens`` can be set between calls.
+        core: has the counters and switches that measurements use; see `pyrerank.engine.core.Core`.
 
     Raises:
         CheckpointError: the checkpoint cannot be found, read or run.
-        DeviceError: the device is not there, or its software.
+        DeviceError: the device or its software is not there.
         OutOfMemory: the weights do not fit.
-        ValueError: an argument outside what is described here.
-        TypeError: an argument of another type.
+        ValueError: an argument is outside what is described here.
+        TypeError: an argument is of another type.
     """
 
     core: Core[PairEncoder, ScoringTask]
@@ -147,7 +144,7 @@ class Reranker(Engine):
 
     @property
     def instruction(self) -> str | None:
-        """What counts as relevant, for calls and templated pairs that do not say; None is the
+        """What counts as relevant for calls that do not say, as it was given; None stands for the
         default the model was published with."""
         return self._instruction
 
@@ -160,36 +157,38 @@ class Reranker(Engine):
         media: Media | None = None,
         progress: bool | None = None,
     ) -> list[float]:
-        """Relevance of each document, 0 to 1, in the order given.
+        """Returns the relevance of each document, from 0 to 1, in the order given.
 
         Everything is read before anything is scored: pictures take 3 KiB of host memory a token
         until the call ends.
 
         Args:
-            query: one content for all documents, or as many in a list as there are documents.  A
-                content is a text, a dict with "text", "image" and "video", or a list of OpenAI's
-                parts; see docs/inputs.md.
+            query: one content for all documents, or a list with one for each document.  A content
+                is a text, a dict with "text", "image" and "video", or a list of OpenAI's parts; see
+                docs/inputs.md.
             documents: a list of at least one content; an empty text is an empty document.  Other
-                sequences will do, and so will arrays and Series of one dimension; queries, too.
-            instruction: overrides the engine's for this call.
+                sequences, and arrays and Series of one dimension, do as well, also for ``query``.
+            instruction: what counts as relevant in this call; None takes the engine's.
             media: how pictures are read; None takes the limits of the published models and fetches
                 nothing.
             progress: True or False shows or hides a progress bar on stderr; None shows it on a
                 terminal when the call takes more than a second.
 
         Warns:
-            TruncationWarning: texts were cut to ``max_tokens``; once a call.
+            TruncationWarning: texts were cut to ``max_tokens``; a call warns once.
 
         Raises:
             TypeError: an argument or a part of a content is of the wrong type.  The message names
-                it, with its index, and nothing was scored; likewise for ValueError.
-            ValueError: lists of the wrong length, a text that is not valid Unicode, a picture that
-                cannot be read, or pictures where the model reads text only.
-            ImportError: a video file, and PyAV is not installed.
+                it, with its index, and nothing was scored; so it is with ValueError.
+            ValueError: lists are of the wrong length, a text is not valid Unicode, a picture cannot
+                be read, or there are pictures and the model reads text only.
+            ImportError: there is a video file, and PyAV is not installed.
             NonFiniteScore: the weights or the arithmetic gave a NaN or an infinity.
             DeviceError: the device failed; `OutOfMemory` and `EngineClosed` say what that leaves.
         """
-        results = self._details(query, documents, instruction, media, progress)
+        results = self.details(
+            query, documents, instruction=instruction, media=media, progress=progress
+        )
         self._warn_of_cuts(results)
         return [result.score for result in results]
 
@@ -202,17 +201,8 @@ class Reranker(Engine):
         media: Media | None = None,
         progress: bool | None = None,
     ) -> list[Score]:
-        """Like `score`, with the logit and the token counts of each pair."""
-        return self._details(query, documents, instruction, media, progress)
-
-    def _details(
-        self,
-        query: Any,
-        documents: Sequence[Any],
-        instruction: str | None,
-        media: Media | None,
-        progress: bool | None,
-    ) -> list[Score]:
+        """As `score`, but returns the logit and the token counts of each pair as well, and warns of
+        no cuts, because ``truncated`` tells them."""
         self.core.failures.check_usable()
         reader, encoder = Reader(media), self.core.encoder
         pairs = [
@@ -231,12 +221,12 @@ class Reranker(Engine):
         media: Media | None = None,
         progress: bool | None = None,
     ) -> list[Ranked]:
-        """Documents from most to least relevant; equal scores keep the order given.
+        """Returns documents from most to least relevant; equal scores keep the order given.
 
         Args:
             query: one content.
             documents, instruction, media, progress: as in `score`.
-            top_n: how many to return, at least 1; None returns all.
+            top_n: how many are returned, at least 1; None returns all.
 
         Warns, raises: as `score`.
         """
@@ -245,7 +235,9 @@ class Reranker(Engine):
         if top_n is not None:
             top_n = check_int("top_n", top_n, "a positive int or None", 1)
         documents = check_list("documents", documents)
-        results = self._details(query, documents, instruction, media, progress)
+        results = self.details(
+            query, documents, instruction=instruction, media=media, progress=progress
+        )
         self._warn_of_cuts(results)
         # the logit orders documents whose scores round to the same float
         order = sorted(range(len(results)), key=lambda i: -results[i].logit)[:top_n]
@@ -259,7 +251,10 @@ class Reranker(Engine):
         instruction: str | None = None,
         media: Media | None = None,
     ) -> Explanation:
-        """The prompt that `score` runs for this pair."""
+        """Returns the prompt that `score` makes of this pair; computes no score.
+
+        Raises: as `score`.
+        """
         self.core.failures.check_usable()
         encoder = self.core.encoder
         return encoder.explain(
@@ -320,9 +315,9 @@ def explain(
     max_tokens: int | None = None,
     media: Media | None = None,
 ) -> Explanation:
-    """The prompt that `score` runs for this pair with the checkpoint ``model``.
+    """Returns the prompt that `score` makes of this pair with the checkpoint ``model``.
 
-    Reads the checkpoint's tokenizer, not its weights.
+    It reads the checkpoint's tokenizer, and no weights.
     """
     encoder = PairEncoder.of(open_checkpoint(model), max_tokens)
     return encoder.explain(encoder.pair("document", query, document, instruction, Reader(media)))

@@ -13,7 +13,7 @@ import warnings
 from pyrerank.cli import commands
 from pyrerank.cli.arguments import parser
 from pyrerank.cli.display import show_warning
-from pyrerank.errors import DeviceError
+from pyrerank.errors import DeviceError, PyrerankError
 
 COMMANDS = {
     "demo": commands.demo,
@@ -56,9 +56,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"pyrerank: error: {error}{hint}", file=sys.stderr)
         return 2
     except (
+        PyrerankError,
         ValueError,
         TypeError,
-        ArithmeticError,
         OSError,
         ImportError,
         MemoryError,

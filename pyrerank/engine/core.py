@@ -1,8 +1,8 @@
-"""The core of an engine: prompts in, rows of results out.
+"""The core of an engine, which computes rows of results from prompts.
 
-`Core` takes prompts through planner, batches and model on one device, with graphs, features of
-pictures and failures.  An encoder makes the prompts of items, and a `Task` of `pyrerank.reranker`
-or `pyrerank.embedder` has the head and knows what a row of results means.
+`Core` plans passes of prompts, packs their batches, and runs the model over them on one device,
+from a graph where there is one.  An encoder makes prompts of items before it, and a `Task` makes
+results of rows after it: both come from `pyrerank.reranker` or `pyrerank.embedder`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import chain
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -30,59 +30,37 @@ from pyrerank.engine.features import Features
 from pyrerank.engine.graphs import GraphError, Graphs
 from pyrerank.engine.planner import NO_KEY, Pass, in_windows, key_of, plan
 from pyrerank.engine.prefix import Prefix
+from pyrerank.engine.task import Task
 from pyrerank.errors import EngineClosed, NonFiniteScore, OutOfMemory
 from pyrerank.model.decoder import Decoder
-from pyrerank.model.heads import Head, Model
+from pyrerank.model.heads import Model
 from pyrerank.model.vision import VisionTower
 from pyrerank.prompts.encoder import Encoder
 from pyrerank.prompts.items import Prompt, unique
 from pyrerank.weights.checkpoint import Checkpoint
-
-
-class Task(Protocol):
-    """What an engine is for: it makes the head, and results of the head's rows.
-
-    Attributes:
-        unit: what the progress bar counts, such as "pair".
-        named: what messages call the item of an index, such as "pair {}".
-    """
-
-    unit: ClassVar[str]
-    named: ClassVar[str]
-
-    def head(self, device: torch.device) -> Head:
-        """Makes the head, with its weights on ``device``."""
-
-    def result(self, prompt: Prompt, row: torch.Tensor, name: str) -> Any:
-        """Makes a result of a prompt's finite row, float32 on the host.
-
-        Raises:
-            NonFiniteScore: the row says nothing of ``name``, which is what messages call the item.
-        """
-
 
 E = TypeVar("E", bound=Encoder[Any])
 T = TypeVar("T", bound=Task)
 
 
 class Core(Generic[E, T]):
-    """A decoder with a head on a device, and all that runs prompts through it.
+    """A decoder with a head on a device, and all that takes prompts through it.
 
     Threads may share a core: a lock is held over each pass, from its inputs to the copy of its
     results on the host, so that the passes of several calls take turns.
 
     Args:
-        checkpoint: where the decoder's weights are.
+        checkpoint: has the weights of decoder and tower.
         encoder: makes prompts of items.
-        task: what the engine is for.
-        device, dtype, token_budget, graph, vision_cache: see `Reranker`.
+        task: makes the head, and results of rows.
+        device, dtype, token_budget, graph, vision_cache: as for `Reranker`.
 
     Attributes:
-        model: the decoder and the head; a lost or closed engine has none.
-        attend: the attention of passes without graphs.
+        model: the decoder and the head; an engine that was closed or is lost has none.
+        attend: the attention of passes that run eagerly.
         graphs: the captured passes with their counters; None where passes run eagerly.
         features: the vision tower with its counter; None where the model reads text only.
-        failures: the lock, and whether the engine can be used.
+        failures: has the lock, and knows whether the engine can be used.
         computed: tokens that went through the decoder so far.
         share_prefixes: whether what prompts have in common at their start is computed once; with
             graphs, once a pass.
@@ -179,9 +157,8 @@ class Core(Generic[E, T]):
                     self._give_up_graphs(error)
 
     def close(self, reason: str) -> None:
-        """Lets go of weights, graphs and features; ``reason`` is what later calls raise.
-
-        Waits for a pass that runs in another thread.  Closing again does nothing.
+        """Lets go of weights, graphs and features; later calls raise `EngineClosed` and say
+        ``reason``.  See `Engine.close`.
         """
         with self.failures.lock:
             if self.failures.lost is None:
@@ -196,20 +173,20 @@ class Core(Generic[E, T]):
         progress: bool | None = None,
         result: Callable[[Prompt, torch.Tensor, str], Any] | None = None,
     ) -> list[Any]:
-        """Results of items, in order, however many there are; equal ones are run once.
+        """Computes the results of any number of items, in order; equal ones are computed once.
 
         Args:
-            items: as the encoder has read them.
+            items: what the encoder has read.
             progress: as in `Reranker.score`.
             result: makes results of rows; None takes `Task.result`.
 
         Raises:
-            NonFiniteScore: a row that says nothing, of the first such item that was run.
+            NonFiniteScore: the row of an item gives no result.
             DeviceError: as `Reranker.score`.
         """
         if progress is not None:
             check_flag("progress", progress)
-        # equal items have the name of the first of them
+        # equal items are called by the index of the first of them
         names = {item: self.task.named.format(i) for i, item in reversed(list(enumerate(items)))}
         results: dict[Any, Any] = {}
         for item, outcome in self.outcomes(items, names, progress=progress, result=result):
@@ -226,10 +203,11 @@ class Core(Generic[E, T]):
         progress: bool | None = None,
         result: Callable[[Prompt, torch.Tensor, str], Any] | None = None,
     ) -> Iterator[tuple[Any, Any | NonFiniteScore]]:
-        """Each of the different ones among items, in order, with its result, or with the error
-        where its row says nothing.
+        """Yields the different ones among items, in order, each with its result, or with an error
+        if its row gives none.
 
-        ``names`` are for errors, which call other items "it"; ``result`` is as for `results`.
+        ``names`` says what errors call items, which otherwise are "it"; ``result`` is as for
+        `results`.
         """
         make, named = result or self.task.result, names or {}
         each = unique(items)
@@ -246,7 +224,7 @@ class Core(Generic[E, T]):
     def rows(
         self, prompts: Iterable[Prompt], total: int, progress: bool | None
     ) -> Iterator[tuple[Prompt, torch.Tensor]]:
-        """Runs prompts, and yields them in order, each with its row of results on the host.
+        """Yields prompts in order, each with its row of results, [N] on the host.
 
         ``total`` is their number, for the progress bar; ``progress`` is as in `Reranker.score`.
         """
@@ -267,12 +245,15 @@ class Core(Generic[E, T]):
     def stream(
         self, windows: Iterable[Sequence[Prompt]], *, keep: bool = False
     ) -> Generator[tuple[Pass, torch.Tensor], None, None]:
-        """Runs prompts, however many there are; yields each pass with its rows of results, on the
+        """Computes any number of prompts; yields each pass with its rows of results, [B, N] on the
         host.
 
-        Windows are taken as passes need them, one pass ahead, in a thread of its own.  An empty
-        window ends a pass; see `plan`.  With ``keep``, the next stream may share the beginning of
-        the last prompt.
+        A thread of its own takes windows as passes need them, one pass ahead.  An empty window ends
+        a pass; see `plan`.  With ``keep``, the next stream may share the beginning of the last
+        prompt.
+
+        Raises:
+            DeviceError: as `Reranker.score`.
         """
         with self._turn():
             prefix, key = self._prefix or (self.model.no_prefix(), NO_KEY)
@@ -323,8 +304,8 @@ class Core(Generic[E, T]):
                 on_device = batch.moved(self.device.upload(batch.data))
                 prefix.rows = on_device.prefix_rows(planned.next_prefix)
                 out = self.model(on_device, self.attend, prefix, prune=self._prunes)
-            # NaN first, so that a copy that never happened leaves no result; before the lock is
-            # given up, because a graph's next replay writes to the same ``out``
+            # The rows begin as NaN, so that a copy that never happened leaves no result.  They are
+            # copied while the lock is held, because a graph's next replay writes to ``out`` too.
             rows = torch.full(out.shape, torch.nan, dtype=out.dtype).copy_(out)
             if self.device.maps_weights:
                 self.checkpoint.check_unchanged()
@@ -333,7 +314,7 @@ class Core(Generic[E, T]):
             return rows
 
     def _replay(self, batch: Batch) -> torch.Tensor | None:
-        """The results of `Model` from a graph; None where there is none."""
+        """Returns the results of `Model` from a graph, or None if there is no graph for them."""
         if self.graphs is None:
             return None
         try:
@@ -356,8 +337,11 @@ class Core(Generic[E, T]):
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        """Around all that needs the model: holds the lock, names what the device does wrong, and
-        frees memory where there is too little, or everything where the engine is lost."""
+        """Stands around all that needs the model.
+
+        It holds the lock and names the device's errors; it frees what it can if memory was too
+        little, and lets go of everything if the engine is lost.
+        """
         with self.failures.turn():
             try:
                 with self.failures.named():

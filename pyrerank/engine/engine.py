@@ -1,4 +1,4 @@
-"""What `Reranker` and `Embedder` have in common: the public surface of a loaded model."""
+"""An engine is a loaded model as users see it: what `Reranker` and `Embedder` have in common."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pyrerank.errors import TruncationWarning
 
 
 class Engine:
-    """A loaded model.  Threads may share it: their passes take turns.
+    """A loaded model.  Threads may share it, because their passes take turns.
 
     Attributes:
-        core: what the server and the command line use beside the methods, with the counters and
-            switches for measurements.
+        core: computes results.  The server and the command line use it beside the methods, and
+            measurements its counters and switches.
     """
 
     core: Core[Any, Any]
@@ -28,22 +28,22 @@ class Engine:
 
     @property
     def device(self) -> torch.device:
-        """The device that the model is on, with its index."""
+        """The device that the model is on, with its index; cannot be set."""
         return self.core.device.torch_device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of weights and activations."""
+        """The dtype of weights and activations; cannot be set."""
         return self.core.dtype
 
     @property
     def token_budget(self) -> int:
-        """Most tokens of one forward pass; a longer prompt has a pass of its own."""
+        """Most tokens of one pass; a longer prompt has a pass of its own.  Cannot be set."""
         return self.core.token_budget
 
     @property
     def max_tokens(self) -> int:
-        """Most tokens of a whole prompt; can be set between calls, to None for the default.
+        """Most tokens of a whole prompt.  Can be set between calls; None sets the default.
 
         Raises:
             ValueError: it is set to less than a prompt needs, or to more than the checkpoint's
@@ -56,8 +56,8 @@ class Engine:
         self.core.encoder.limit(max_tokens, self.core.checkpoint.max_positions)
 
     def warmup(self) -> None:
-        """Captures the graph of every bucket now, instead of at its first use; without graphs,
-        does nothing.
+        """Captures the graph of every bucket now, and not at its first use; without graphs, does
+        nothing.
 
         Raises:
             DeviceError: the device failed; `OutOfMemory` and `EngineClosed` say what that leaves.
@@ -65,12 +65,13 @@ class Engine:
         self.core.warmup()
 
     def device_memory(self) -> int:
-        """Bytes of device memory the engine takes: weights, and one pass of ``token_budget``.
+        """Returns how many bytes of device memory the engine takes.
 
-        Of a model that reads pictures also the tower, its pass, and all of ``vision_cache``.
-        Allocators round up what they take, by less than a twentieth of the sum for the published
-        models.  A prompt longer than ``token_budget``, of at most ``max_tokens``, takes more; so
-        do, without graphs, keys and values that a pass leaves for the next.
+        They hold the weights and one pass of ``token_budget``; for a model that reads pictures also
+        the tower, its pass, and all of ``vision_cache``.  Allocators round up what they take, by
+        less than a twentieth of the sum for the published models.  A prompt longer than
+        ``token_budget``, of at most ``max_tokens``, takes more, and without graphs so do the keys
+        and values that a pass leaves for the next.
 
         Raises:
             EngineClosed: the engine was closed or is lost.

@@ -1,4 +1,4 @@
-"""Failures: whether an engine can be used, and which error says what its device did."""
+"""Failures decide whether an engine can still be used, and which error says what happened."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
 
 from pyrerank.devices.base import Accelerator, Device
 from pyrerank.devices.select import check_process, is_out_of_memory
@@ -14,17 +13,18 @@ from pyrerank.errors import DeviceError, EngineClosed, OutOfMemory
 
 
 class Failures:
-    """The lock of one engine, whether it can be used, and the errors of its device.
+    """Has the lock of one engine, knows whether it can be used, and names errors of its device.
 
     Making one notes that this process runs models from here on; see `check_process`.
 
     Args:
         device: the engine's.
-        token_budget: most tokens of its passes, for messages.
+        token_budget: most tokens of a pass, which messages name.
 
     Attributes:
+        lock: whoever holds it may use the model, the graphs and the features.
         lost: why the engine can never be used again; None while it can.
-        loaded: whether the engine is complete, which messages about memory say.
+        loaded: whether the engine is complete, which messages about memory tell.
 
     Raises:
         EngineClosed: this process was forked from one that ran a model.
@@ -36,9 +36,8 @@ class Failures:
         self.loaded = False
         self._device = device
         self._token_budget = token_budget
-        # Who holds the lock may use the model, the graphs and the features.  One thread may take
-        # it twice, because a finaliser that the garbage collector runs in a pass may close the
-        # engine.
+        # One thread may take it twice, because a finaliser that the garbage collector runs in a
+        # pass may close the engine.
         self.lock = threading.RLock()
 
     def check_usable(self) -> None:
@@ -61,10 +60,10 @@ class Failures:
 
     @contextmanager
     def named(self) -> Iterator[None]:
-        """Turns the errors of torch and its backends into those of `pyrerank.errors`.
+        """Turns errors of torch and its backends into those of `pyrerank.errors`.
 
-        Tensors that the frames of such an error hold are freed.  Errors that are no device's pass
-        through, such as a RuntimeError on a CPU.
+        It frees the tensors that the frames of such an error hold.  Other errors pass through, such
+        as a RuntimeError on a CPU, which is no failure of a device.
 
         Raises:
             OutOfMemory: memory of the device or the host was too little.
@@ -84,21 +83,17 @@ class Failures:
             raise DeviceError(f"{self._device} failed: {error}; it can be used again") from error
 
     def check_works(self, reason: str) -> None:
-        """Loses the engine where its device does not work any more; ``reason`` says what failed.
+        """Loses the engine if its device no longer works; ``reason`` says what failed.
 
         Raises:
             EngineClosed: the device does not work.
         """
         if not self._device.works():
-            self.lose(reason)
-
-    def lose(self, reason: str) -> NoReturn:
-        """Marks the engine as lost, and raises `EngineClosed`."""
-        self.lost = (
-            f"{self._device} or its runtime in this process is lost ({reason}); no engine in this "
-            "process can use it any more: start a new process"
-        )
-        raise EngineClosed(self.lost)
+            self.lost = (
+                f"{self._device} or its runtime in this process is lost ({reason}); no engine in "
+                "this process can use it any more: start a new process"
+            )
+            raise EngineClosed(self.lost)
 
     def _out_of_memory(self, error: Exception) -> OutOfMemory:
         after = "the engine can be used again" if self.loaded else "no engine was made"

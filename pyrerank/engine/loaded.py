@@ -1,7 +1,7 @@
-"""What the module-level functions hold between calls: one engine that scores, one that embeds.
+"""Between calls, the module-level functions hold one engine that scores and one that embeds.
 
-Two, because a program that retrieves with an embedder and sorts with a reranker would load both
-models again at each step if there were one.
+There are two, because a program that retrieves with an embedder and sorts with a reranker would
+otherwise load both models again at each step.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from pyrerank.weights.find import find_folder
 
 E = TypeVar("E", bound=Engine)
 
-FILES = ("*.json", "*.jinja", "*.safetensors", "*/*.json", "*/*.safetensors")  # that loading reads
+FILES = ("*.json", "*.jinja", "*.safetensors", "*/*.json", "*/*.safetensors")  # what loading reads
 
 
 class Loaded(Generic[E]):
-    """The engine of the last call, for the next one that asks for the same.
+    """Holds the engine of the last call, for the next call that asks for the same.
 
     Args:
         make: loads an engine from a folder; takes ``device`` and ``dtype``.
@@ -33,7 +33,7 @@ class Loaded(Generic[E]):
 
     def __init__(self, make: Callable[..., E]) -> None:
         self._make = make
-        # One thread may take it twice: reading a picture may call a function of the caller's.
+        # One thread may take it twice, because reading a picture may call a function of the caller.
         self._lock = threading.RLock()
         self._engine: E | None = None
         self._key: object = None
@@ -46,10 +46,10 @@ class Loaded(Generic[E]):
         dtype: str | torch.dtype | None,
         max_tokens: int | None,
     ) -> Iterator[E]:
-        """The engine for ``model``, for one call: calls of other threads wait until it ends.
+        """Gives the engine for ``model`` to one call; calls of other threads wait until it ends.
 
-        Loads where another checkpoint, device or dtype was asked for last, and where the files of
-        the checkpoint have changed; the engine before is closed first.
+        An engine is loaded if the last call asked for another checkpoint, device or dtype, or if
+        the files of the checkpoint have changed since; the engine before is closed first.
 
         Raises: as `pyrerank.Reranker`.
         """
@@ -67,7 +67,7 @@ class Loaded(Generic[E]):
             yield self._engine
 
     def close(self) -> None:
-        """Lets go of the engine; in a forked process, whose parent has it, does nothing."""
+        """Closes the engine; in a forked process, whose parent has the engine, does nothing."""
         if forked():
             return
         with self._lock:
@@ -77,7 +77,7 @@ class Loaded(Generic[E]):
 
 
 def _files(folder: Path) -> list[tuple[str, int, int, int]]:
-    """Names and identities of a checkpoint's files: other ones are another checkpoint."""
+    """Names and identities of a checkpoint's files; if one changes, it is another checkpoint."""
     found = []
     for pattern in FILES:
         for file in sorted(folder.glob(pattern)):
