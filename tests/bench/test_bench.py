@@ -100,7 +100,7 @@ def test_rounds_take_turns_and_leave_the_graphs_on(engine):
 
 def test_a_case_that_is_not_replayed_is_pointed_out(engine):
     engine.core.graphs = Graphs()
-    engine.core.graphs.run = lambda batch, prune: None
+    engine.core.graphs.replay = lambda batch, prune: None
     assert "nothing was replayed" in replay.table([replay.measure(engine, 1, 5, rounds=2)])
 
 
@@ -274,7 +274,7 @@ def test_an_engine_without_its_graphs_is_noticed(engine, tmp_path, monkeypatch):
     with pytest.raises(checks.Wrong, match="gave up its graphs"):
         checks.engine.against_cpu(bench, "tiny", "float32", graph=True)
     engine.core.graphs = Graphs()
-    engine.core.graphs.run = lambda batch, prune: None
+    engine.core.graphs.replay = lambda batch, prune: None
     with pytest.raises(checks.Wrong, match="0 passes replayed"):
         checks.engine.against_cpu(bench, "tiny", "float32", graph=True)
 

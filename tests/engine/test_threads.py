@@ -45,7 +45,7 @@ class StaticGraphs:
         self.mixed = 0
         self.buckets = buckets(engine.token_budget)
 
-    def run(self, batch: Batch, *, prune: bool) -> torch.Tensor:
+    def replay(self, batch: Batch, *, prune: bool) -> torch.Tensor:
         alone = self._entered.acquire(blocking=False)
         self.mixed += not alone
         out = self._out[: len(batch.lengths)]
@@ -90,10 +90,10 @@ def test_a_buffer_of_results_is_copied_before_another_pass_may_write_to_it(engin
     """As the threads of the test above do, step by step: the second pass must not begin while the
     first one's results are in the buffer only."""
     engine.core.graphs = StaticGraphs(engine)
-    replay, began, results = engine.core.graphs.run, threading.Event(), {}
+    replay, began, results = engine.core.graphs.replay, threading.Event(), {}
     other = threading.Thread(target=lambda: results.update(b=engine.score("b", TEXTS[:1])))
 
-    def run(batch, *, prune):
+    def waiting(batch, *, prune):
         out = replay(batch, prune=prune)
         if threading.current_thread() is other:
             began.set()
@@ -105,7 +105,7 @@ def test_a_buffer_of_results_is_copied_before_another_pass_may_write_to_it(engin
 
     [want_b] = engine.score("b", TEXTS[:1])
     [want_a] = engine.score("a", TEXTS[:1])
-    engine.core.graphs.run = run
+    engine.core.graphs.replay = waiting
     assert engine.score("a", TEXTS[:1]) == [want_a]
     other.join()
     assert results == {"b": [want_b]} and want_a != want_b
