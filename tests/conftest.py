@@ -1,13 +1,13 @@
-"""Shared fixtures: the real Qwen vocabulary, and checkpoints in the real architecture."""
+"""Fixtures that tests share: the real Qwen vocabulary, and checkpoints in the real architecture."""
 
 import os
 import signal
 import sys
 from pathlib import Path
 
-# a torch_npu that is there is imported by what needs it, not by torch
+# torch must not import a torch_npu that is installed; the tests that need it do.
 os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
-if "PYTEST_XDIST_WORKER" in os.environ:  # threads of more than one process get in each other's way
+if "PYTEST_XDIST_WORKER" in os.environ:  # threads of several processes would disturb each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[1]
 sys.path += [str(ROOT / folder) for folder in ("examples", "tests/support", "docs/figures")]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-# A shell starts background jobs with signals ignored, and children inherit that: with handlers of
-# their own here, processes that tests start have the defaults.
+# A shell starts background jobs with signals ignored, which children inherit.  Handlers are set
+# here, so that processes which tests start have the defaults.
 for _number, _handler in (
     (signal.SIGINT, signal.default_int_handler),
     (signal.SIGTERM, signal.SIG_DFL),
@@ -28,7 +28,8 @@ for _number, _handler in (
     if signal.getsignal(_number) == signal.SIG_IGN:
         signal.signal(_number, _handler)
 
-# the machine's load must not decide a test, nor chance a gate; elsewhere chance may find something
+# The load of the machine must not decide a test, and chance must not decide in CI.  Elsewhere
+# chance may find something.
 settings.register_profile("pyrerank", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("pyrerank")
 

@@ -1,4 +1,4 @@
-"""The scripts of bench/ on the CPU: they run, their figures are sane, their checks can fail."""
+"""The scripts of bench/ run on the CPU, their figures are sane, and their checks can fail."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""bench/engine.py and its parts: counts against other ways of counting, and whole runs."""
+"""bench/engine.py works as a whole, and its counts are those of other ways of counting."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""`pyrerank bench kernels`: its counts are right and its report is sane; the kernels' traffic."""
+"""`pyrerank bench kernels` counts right, its report is sane, and kernels move no byte too many."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""bench/serve.py and bench/soak.py: they run, and what they check can fail."""
+"""bench/serve.py and bench/soak.py run, and their checks can fail."""
 
 import json
 import subprocess

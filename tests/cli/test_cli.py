@@ -1,4 +1,4 @@
-"""The command line, mostly as a user meets it: another process, files and pipes."""
+"""The command line works as users meet it, mostly in a process of its own, with files and pipes."""
 
 import base64
 import functools

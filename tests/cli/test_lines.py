@@ -1,4 +1,4 @@
-"""One bad line stops no other, whatever it holds: hostile lines among good ones."""
+"""A bad line never stops the others, whatever it holds: hostile lines stand among good ones."""
 
 import base64
 import io

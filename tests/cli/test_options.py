@@ -1,4 +1,4 @@
-"""What the command line takes, it heeds, or refuses by name."""
+"""The command line heeds every option and field that it takes, or refuses it by name."""
 
 import subprocess
 import sys

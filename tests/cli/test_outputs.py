@@ -1,4 +1,4 @@
-"""Outputs of work on lines, cut or interrupted anywhere and resumed, end as unbroken ones do."""
+"""An output that is cut or interrupted anywhere, and resumed, ends with the same bytes."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`--resume` goes on with a run of the same settings, and refuses any other by name."""
+"""`--resume` goes on where the settings are the same, and names those that differ."""
 
 import shutil
 from pathlib import Path

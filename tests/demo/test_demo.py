@@ -1,7 +1,7 @@
-"""The demonstration model, end to end, and `pyrerank demo`.
+"""The demonstration model ranks well, end to end, and `pyrerank demo` shows it.
 
-Quality is measured on articles and on pairs of colour and form that the model was not made from: a
-position, a mask or a resize that is wrong shows as quality that is lost.
+Quality is measured on articles, and on pairs of colour and form, that the model was not trained on.
+A wrong position, mask or resize shows as lost quality.
 """
 
 import base64

@@ -1,4 +1,4 @@
-"""The wire formats: what vLLM's server answers, with pyrerank's scores."""
+"""Answers have the formats of vLLM's server, and pyrerank's scores."""
 
 import base64
 import io

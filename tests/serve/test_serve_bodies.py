@@ -1,4 +1,4 @@
-"""Bodies of requests: who has them, and when they are let go."""
+"""The bodies of requests are held no longer than needed, and by nobody else."""
 
 import asyncio
 import gc

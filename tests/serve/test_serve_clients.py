@@ -1,4 +1,4 @@
-"""Clients that people have, on a running server; those that are not installed are skipped."""
+"""Clients that people use work with the server; those that are not installed are skipped."""
 
 from collections.abc import Iterator
 

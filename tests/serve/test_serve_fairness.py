@@ -1,6 +1,7 @@
-"""Which prompts a pass has, over an engine that computes nothing: passes are counted, not timed.
+"""The scheduler chooses the prompts of passes so that nobody waits for long.
 
-Requests come while a pass runs, the next one of which is already filled, as with a real engine.
+The engine of these tests computes nothing, so passes are counted and not timed.  Requests come
+while a pass is computed and the next one is filled already, as with a real engine.
 """
 
 import math

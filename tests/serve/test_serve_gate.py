@@ -1,4 +1,4 @@
-"""Keys, limits, clients that leave, logs and metrics."""
+"""The gate asks for keys, holds limits, notices clients that leave, logs, and counts."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""The page of a server, in headless Chromium."""
+"""The page of the server works in headless Chromium."""
 
 import json
 import re

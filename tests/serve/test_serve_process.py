@@ -1,4 +1,4 @@
-"""`pyrerank serve` as a process on the loopback address, as its operators meet it."""
+"""`pyrerank serve` works as its operators meet it: as a process on the loopback address."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Requests of many clients in passes of one engine."""
+"""The scheduler merges requests of many clients into passes of one engine."""
 
 import asyncio
 import gc

@@ -1,4 +1,4 @@
-"""Hostile requests, through the server."""
+"""Hostile requests harm neither the server nor the requests of others."""
 
 import base64
 import gzip

@@ -1,7 +1,7 @@
 """Small checkpoints with random weights, written by transformers in the published layout.
 
-The vocabulary and the architecture are real, the dimensions small, and no norm weight is 1 and no
-bias 0, so that a part left out or put in the wrong place moves the score.
+The vocabulary and the architecture are real, and the dimensions are small.  No norm weight is 1 and
+no bias is 0, so a part that is left out or in the wrong place changes the score.
 """
 
 import itertools

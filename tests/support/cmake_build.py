@@ -1,4 +1,4 @@
-"""Builds of the tests, with CMake and Ninja."""
+"""Builds for the tests, with CMake and Ninja."""
 
 import fcntl
 import subprocess

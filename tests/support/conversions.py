@@ -1,4 +1,5 @@
-"""What is converted, or has an adapter merged: kinds of checkpoints, and what they are asked."""
+"""Kinds of checkpoints to convert or to merge adapters into, and the questions that they are
+asked."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A server on the loopback address, for what fetches over http(s): it answers by path."""
+"""A server on the loopback address, from which tests fetch over http(s); it answers by path."""
 
 import http.server
 import ssl

@@ -1,4 +1,4 @@
-"""Lines of JSON, and pictures that they name."""
+"""Makes lines of JSON, and the pictures that they name."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Calls of the kernels through `_C`, over tensors, and operands for them."""
+"""Calls the kernels through `_C` on tensors, and makes operands for them."""
 
 import math
 from types import ModuleType

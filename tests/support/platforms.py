@@ -1,4 +1,4 @@
-"""What of an NPU is here: torch_npu, and a real device or the simulated one."""
+"""Says what this machine has for an NPU: torch_npu, and a real device or the simulated one."""
 
 import os
 from importlib.util import find_spec

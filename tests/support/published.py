@@ -1,4 +1,4 @@
-"""What the published scripts do, written out once more, independently of pyrerank.
+"""Does what the published scripts do, written once more and independently of pyrerank.
 
 Prompts are literal strings, tokenised whole by transformers; pictures are resized by the published
 package (`published_media`) and cut up by transformers; scores come from the full vocabulary's

@@ -1,9 +1,9 @@
-"""Pictures and videos by the published package, called as the published scripts call it.
+"""Reads pictures and videos by the published package, called as the published scripts call it.
 
 The package is qwen-vl-utils 0.0.14, the scripts are `src/models/qwen3_vl_reranker.py` and
 `qwen3_vl_embedding.py` of github.com/QwenLM/Qwen3-VL-Embedding at 8ce3aab.  The package imports
-torchvision, whose wheels want one certain torch, and of which it uses two functions here: `resize`,
-and `read_video`, which newer releases no longer have.  Stand-ins take the place of both.
+torchvision, whose wheels want one certain torch.  It uses two of its functions here, for which
+there are stand-ins: `resize`, and `read_video`, which newer releases no longer have.
 """
 
 import importlib.machinery

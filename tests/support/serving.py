@@ -1,4 +1,4 @@
-"""Servers, in this process and in one of their own, and an engine that waits for a word."""
+"""Servers, in this process and in processes of their own, and an engine that waits for a word."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""What the tests of the simulated CANN share: references, a capture, a small decoder."""
+"""The tests of the simulated CANN share this: references, a capture, and a small decoder."""
 
 import functools
 from collections.abc import Callable

@@ -1,5 +1,8 @@
-"""The checked build of the kernels, for tests: the same sources, every hardware rule enforced, and
-nothing of this machine's processor beyond what all of its kind have."""
+"""The checked build of the kernels, for tests.
+
+It has the same sources, enforces every rule of the hardware, and uses no instructions that only
+some processors have.
+"""
 
 import functools
 import importlib.util

@@ -1,4 +1,4 @@
-"""What test_toolkit.py runs in processes of their own: python toolkit_cases.py CASE
+"""Cases that test_toolkit.py executes in processes of their own: python toolkit_cases.py CASE
 
 torch_npu and the extensions come from the environment.
 """
