@@ -1,14 +1,15 @@
 """Checks pyrerank on an Ascend NPU and writes a report to send back.
 
-    python bench/check_npu.py           half an hour at most; --quick: some minutes
+    python bench/check_npu.py           takes half an hour at most, or some minutes with --quick
 
-Environment, build, kernels, operators, the engine, memory and speed: a line a check, PASS, FAIL or
-SKIP. Each group runs in a process of its own, and after a failure the next check starts a new one,
-so that a device which a failure leaves broken fails no other check. The exit status is 0 when
-nothing failed, 1 when something did, 2 when something is missing without which nothing can run.
+It checks the environment, the build, kernels, operators, the engine, memory and speed, and prints a
+line for each check: PASS, FAIL or SKIP. Each group of checks has a process of its own, and after a
+failure the next check gets a new one, so that a device which one check leaves broken does not fail
+the others. The exit status is 0 if nothing failed, 1 if something did, and 2 if something is
+missing without which no check can run.
 
-The report has versions, figures and error messages; no host name, user name or path, and no text
-other than this repository's.
+The report holds versions, figures and error messages. It holds no host name, user name or path, and
+no text that is not of this repository.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 GROUPS = ("environment", "kernels", "operators", "engine", "vision", "memory", "speed")
-LIMIT = 900.0  # seconds for one check; on a device, a wait for what never comes has no end
+LIMIT = 900.0  # seconds for one check, because a device may let a process wait for ever
 START = 120.0  # seconds to import torch and torch_npu, if that is more
 TAIL = 3000  # characters of a process's own output that a failure carries
 
@@ -43,8 +44,8 @@ Outcome = dict[str, Any]
 
 
 def work(arguments: argparse.Namespace) -> None:
-    """Runs the checks of a group from number ``start`` on; a JSON line each to the parent."""
-    os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"  # the environment's checks say it better
+    """Executes the checks of a group from number ``start`` on, and writes a JSON line for each."""
+    os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"  # a check reports it better
     out = os.fdopen(arguments.pipe, "w")
 
     def tell(message: dict[str, Any]) -> None:
@@ -57,7 +58,7 @@ def work(arguments: argparse.Namespace) -> None:
     from pyrerank.devices.base import Accelerator
     from pyrerank.devices.select import resolve
 
-    ready = arguments.worker != "environment"  # whose own checks are to find out
+    ready = arguments.worker != "environment"  # the checks of that group find out
     place = str(resolve(arguments.device).torch_device) if ready else arguments.device
     bench = checks.Bench(place, arguments.quick, arguments.work)
     if ready and isinstance(bench.on, Accelerator):
@@ -94,10 +95,10 @@ def work(arguments: argparse.Namespace) -> None:
 
 
 def clean(text: str) -> str:
-    """Without what tells whose machine this is: the folders of paths, host and user names."""
+    """Removes what tells whose machine this is: folders of paths, host names and user names."""
     text = re.sub(r"(?:/[\w.+@~-]+)+/([\w.+@~-]*)", r"…/\1", text)
     names = [socket.gethostname()]
-    with suppress(KeyError, OSError):  # a container's user can be without a name
+    with suppress(KeyError, OSError):  # the user of a container may have no name
         names.append(getpass.getuser())
     for name in names:
         if len(name) > 3:  # a shorter one could be a part of anything
@@ -106,7 +107,7 @@ def clean(text: str) -> str:
 
 
 def lines(pipe: int, limit: float) -> Iterator[dict[str, Any] | None]:
-    """JSON lines until the other end closes; None when one takes longer than ``limit``."""
+    """Yields JSON lines until the other end closes; None if one takes longer than ``limit``."""
     rest = b""
     patience = max(limit, START)
     while True:
@@ -125,7 +126,7 @@ def lines(pipe: int, limit: float) -> Iterator[dict[str, Any] | None]:
 def run_process(
     group: str, start: int, arguments: argparse.Namespace, folder: Path
 ) -> Iterator[dict[str, Any]]:
-    """What one process tells, and last how it ended."""
+    """Yields the messages of one process, and at the end a message of how it ended."""
     log = folder / "log"
     read, write = os.pipe()
     command = [sys.executable, __file__, "--worker", group, "--start", str(start)]
@@ -155,7 +156,7 @@ def run_process(
 
 def run_group(group: str, arguments: argparse.Namespace, folder: Path,
               report: dict[str, Any]) -> Iterator[Outcome]:  # fmt: skip
-    """The outcomes of a group's checks; processes are started until none is left."""
+    """Yields the outcomes of a group's checks; starts processes until no check is left."""
     plan: list[str] | None = None
     done = 0
     while plan is None or done < len(plan):
@@ -172,7 +173,7 @@ def run_group(group: str, arguments: argparse.Namespace, folder: Path,
                 last = {"group": group, **message}
             elif last is not None and last["status"] == "FAIL":
                 last["log"] = message["log"]
-            elif plan is None or done < len(plan):  # it died
+            elif plan is None or done < len(plan):  # the process died
                 if last is not None:
                     yield last
                 name = plan[done] if plan is not None else "start"
@@ -190,7 +191,7 @@ def show(outcome: Outcome) -> str:
 
 
 def commit() -> str:
-    """Of the clone this file is in."""
+    """The commit of the clone that this file is in."""
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return subprocess.run(git, capture_output=True, text=True).stdout.strip() or "?"

@@ -2,9 +2,10 @@
 
     python bench/engine.py VL-0.6B --peers transformers sentence-transformers=PYTHON vllm=PYTHON
 
-Every engine is a process of its own, of the Python that it is installed in (see `peers`). They take
-turns: a round gives every engine the same new texts, one engine computes at a time, and a ratio is
-of one round. The exit status is 1 when scores of two engines differ by more than the arithmetic's.
+Every engine has a process of its own, with the Python that it is installed in (see `peers`). They
+take turns: a round gives every engine the same new texts, one engine computes at a time, and ratios
+compare engines within a round. The exit status is 1 if scores of two engines differ by more than
+their arithmetic explains.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ WARM_UP = 8  # a part of the documents that this divides them by is scored befor
 
 
 class Bench:
-    """A run of all workloads: starts engines, gives them turns, and collects their answers."""
+    """Measures all workloads: starts engines, gives them turns, and collects their answers."""
 
     def __init__(self, arguments: argparse.Namespace, checkpoint: Checkpoint) -> None:
         self._arguments = arguments
@@ -60,8 +61,8 @@ class Bench:
         self.peaks: list[float] = []
         self.engines: list[dict[str, Any]] = []
 
-    def run(self) -> None:
-        """All rounds; then `rows` tells what came of them."""
+    def measure(self) -> None:
+        """Goes through all rounds; afterwards `rows` has the results."""
         try:
             for number in range(-1, self._arguments.rounds):  # the first is not counted
                 for name in self._arguments.workloads:
@@ -85,13 +86,13 @@ class Bench:
         engines = [self._engine(name, task, job) for name in names]
         if number < 0:
             for name, engine in zip(names, engines, strict=True):
-                engine.run(self._job(name, job))
+                engine.ask(self._job(name, job))
             return
         self.peaks.append(self._peak.measure())
         answers: dict[str, dict[str, Any]] = {}
-        for turn in range(len(names)):  # another one goes first in each round
+        for turn in range(len(names)):  # in each round, another engine is the first
             at = (number + turn) % len(names)
-            answers[names[at]] = engines[at].run(self._job(names[at], job))
+            answers[names[at]] = engines[at].ask(self._job(names[at], job))
         least: dict[int, Work] = {}
         for name in names:
             scores = answers[name].pop("scores")
@@ -105,20 +106,20 @@ class Bench:
                 "documents": len(scores),
                 "work": least[len(scores)],
                 "peak": self.peaks[-1],
-                # not max(), which would pass over a NaN
+                # torch's max, because Python's would pass over a NaN
                 "difference": float(torch.tensor([abs(a - b) for a, b in pairs]).max()),
             }
             self._samples.setdefault((workload, name), []).append(sample)
 
     def _job(self, name: str, job: Job) -> Job:
-        """What of a job the engine is given."""
+        """The part of a job that the engine is given."""
         kind = self._kinds[name]
         few = self._on_cpu and kind.on_cpu is not None
         part = first(job, kind.on_cpu) if few else job
         return part | {"settings": kind.settings}
 
     def _engine(self, name: str, task: str, job: Job) -> Engine:
-        """The process of an engine; new ones are measured on a job of one document."""
+        """The process of an engine; starts are measured with a job of one document."""
         kind = self._kinds[name]
         key = ("switched" if kind.settings else name, task)
         if key in self._engines:
@@ -127,7 +128,7 @@ class Bench:
         seconds: list[float] = []
         while True:
             self._engines[key] = engine = Engine(kind, python, task, self._arguments)
-            answer = engine.run(first(job, 1))
+            answer = engine.ask(first(job, 1))
             seconds.append(answer["since_start"])
             if len(seconds) == self._arguments.rounds or seconds[0] > QUICK_START or kind.settings:
                 break
@@ -141,13 +142,13 @@ class Bench:
                 "version": package_version(python, kind.package),
                 "start_to_first_score_seconds": spread(seconds),
                 "starts": len(seconds),
-                "peak_bytes": answer["peak_bytes"],  # of loading, too
+                "peak_bytes": answer["peak_bytes"],  # those of loading are included
             }
         )
         return engine
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row for each workload and engine."""
+        """Makes a row for each workload and engine."""
         out = []
         for (workload, name), samples in self._samples.items():
             reference = self._samples[workload, OURS]
@@ -163,7 +164,7 @@ def _speed(sample: dict[str, Any]) -> float:
 
 
 def _row(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The figures of one engine on one workload; medians of rounds, where they differ."""
+    """The figures of one engine on one workload; they are medians where rounds differ."""
     least = [sample["work"] for sample in samples]
 
     def rate(numbers: Sequence[float]) -> dict[str, float]:
@@ -198,9 +199,9 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def read_weights(checkpoint: Checkpoint) -> dict[str, float]:
-    """Bytes of the files, and seconds of reading them once while the system has them in memory."""
+    """The bytes of the files, and the seconds it takes to read them from the system's memory."""
     files = sorted({file.path for file in checkpoint.tensors.values()})
-    for _ in range(2):  # from the disk, the first time
+    for _ in range(2):  # the first time, they come from the disk
         start = time.perf_counter()
         for file in files:
             with open(file, "rb", buffering=0) as handle:
@@ -211,7 +212,7 @@ def read_weights(checkpoint: Checkpoint) -> dict[str, float]:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The report of a run."""
+    """Measures, and makes the report."""
     checkpoint = open_checkpoint(arguments.folder)
     vision = checkpoint.family == "qwen3-vl"
     if arguments.workloads is None:
@@ -222,7 +223,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         raise SystemExit(f"{arguments.model} reads text only: leave out {', '.join(wrong)}")
     weights = read_weights(checkpoint)
     bench = Bench(arguments, checkpoint)
-    bench.run()
+    bench.measure()
     rows = bench.rows()
     limit = LIMITS[arguments.dtype]
     return {
@@ -238,7 +239,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "engines": bench.engines,
         "rows": rows,
         "difference_limit": limit,
-        # a NaN is within no limit
+        # written so that a NaN is too different
         "too_different": [
             [row["workload"], row["engine"]] for row in rows if not row["difference"] <= limit
         ],

@@ -1,4 +1,4 @@
-"""The engines of `engine.py`: how each is used, and its process."""
+"""The engines that `engine.py` measures: how each is used, and its process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 from workloads import Job
 
 WORKER = Path(__file__).parent / "peers/worker.py"
-SETTLE = 0.3  # seconds until the threads of an engine that has answered no longer spin
+SETTLE = 0.3  # seconds after an answer, until the threads of the engine no longer spin
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,12 @@ class Kind:
     """A row of the tables: an engine, and how it is used.
 
     Attributes:
-        module: of `peers`.
-        package: whose version is reported.
-        options: what it is loaded with.
-        settings: what is switched for its jobs; kinds that have some share a process.
-        on_cpu: most documents that it is given there; None: all.
-        tasks: what it can do.
+        module: the module of `peers` that uses it.
+        package: the package whose version is reported.
+        options: the arguments that it is loaded with.
+        settings: attributes that are set for its jobs; kinds that have settings share a process.
+        on_cpu: how many documents it is given at most on a CPU; None stands for all.
+        tasks: the tasks that it can do.
     """
 
     module: str
@@ -42,9 +42,9 @@ class Kind:
 
 OURS = "pyrerank"
 PEERS = {
-    # a prompt at a time: pairs a second do not depend on how many there are
+    # It takes one prompt at a time, so pairs a second do not depend on how many there are.
     "transformers": Kind("transformers_reference", "transformers", on_cpu=16),
-    # a batch
+    # so many are one batch
     "sentence-transformers": Kind(
         "sentence_transformers_encoder", "sentence-transformers", on_cpu=32
     ),
@@ -71,7 +71,7 @@ SWITCHES = {
     "pyrerank, last layer whole": switched(True, False),
     "pyrerank, neither": switched(False, False),
 }
-# the other one is the default there
+# The default of each device is the other one.
 GRAPHS = {
     "cuda": {"pyrerank, replayed": ours(options={"graph": True})},
     "npu": {"pyrerank, eager": ours(options={"graph": False})},
@@ -97,8 +97,8 @@ class Engine:
                 text=True,
             )
 
-    def run(self, job: Job) -> dict[str, Any]:
-        """The answer, and how long after the start of the process it came."""
+    def ask(self, job: Job) -> dict[str, Any]:
+        """Gives the engine a job; the answer says how long after the process's start it came."""
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
             print(json.dumps(job), file=self._process.stdin, flush=True)
@@ -118,7 +118,7 @@ class Engine:
 
 
 def interpreters(peers: Sequence[str]) -> dict[str, str]:
-    """The Python of each peer; ``peers`` are names, or NAME=PYTHON."""
+    """The Python of each peer; each of ``peers`` is a name, or NAME=PYTHON."""
     found = {}
     for entry in peers:
         name, _, python = entry.partition("=")

@@ -1,4 +1,4 @@
-"""A server as a process, and connections to it that take little of the processor they share."""
+"""Servers as processes, and connections that take little of the processor that they share."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from prompts import OVERRIDES, chat_template, family
 
 @contextmanager
 def server(model: str, *more: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """`pyrerank serve`, and its port.  Ends it, unless it has ended."""
+    """Starts `pyrerank serve`, yields its process and port, and ends it."""
     command = [sys.executable, "-m", "pyrerank", "serve", "--model", model, "--task", "score"]
     process = subprocess.Popen([*command, "--port", "0", *more], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -31,7 +31,7 @@ def server(model: str, *more: str) -> Iterator[tuple[subprocess.Popen[str], int]
     found = re.search(r"http://[^ ]*:(\d+) serves", first)
     if found is None:
         raise SystemExit(first + process.stderr.read())
-    # its log is read and dropped, or it would wait for a reader
+    # The log is read and dropped; otherwise the server would wait until somebody reads it.
     drain = subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)
     try:
         yield process, int(found[1])
@@ -43,7 +43,7 @@ def server(model: str, *more: str) -> Iterator[tuple[subprocess.Popen[str], int]
 
 @contextmanager
 def vllm_server(python: str, model: str, dtype: str, threads: int) -> Iterator[int]:
-    """vLLM's server on the same model, with the settings of `vllm_pooling`; its port."""
+    """Starts vLLM's server with the settings of `vllm_pooling`, yields its port, and ends it."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     environment = {
@@ -90,7 +90,7 @@ class Client:
         return cls(*await asyncio.open_connection("127.0.0.1", port))
 
     def send(self, path: str, data: bytes, length: int | None = None) -> None:
-        """A request with the beginning of its body, which has ``length`` bytes; None: as many."""
+        """Sends a request and the beginning of its body, whose length is ``length`` or that."""
         length = len(data) if length is None else length
         self._writer.write(
             b"POST %b HTTP/1.1\r\nhost: here\r\ncontent-type: application/json\r\n"
@@ -101,7 +101,7 @@ class Client:
         self._writer.write(data)
 
     async def answer(self) -> tuple[int, Any]:
-        """Status and JSON."""
+        """Receives an answer: its status and its JSON."""
         head = await self._reader.readuntil(b"\r\n\r\n")
         length = re.search(rb"content-length: (\d+)", head)
         assert length is not None, head

@@ -1,10 +1,10 @@
-"""Where the time of a call on a CPU goes, and what two choices of the engine cost there.
+"""Says where the time of a call on a CPU goes, and what two choices of the engine cost there.
 
     OMP_NUM_THREADS=2 python bench/parts.py VL-0.6B
 
-Three tables: shares of a call's time; a call with and without the padding of small products, which
-keeps scores the same in any batch (`pyrerank.devices.cpu.LEAST_ROWS`); and the engine's attention
-beside torch's.
+It prints three tables: shares of a call's time; a call with and without the padding of small
+products, which keeps scores the same in any batch (`pyrerank.devices.cpu.LEAST_ROWS`); and the
+engine's attention beside torch's.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ PARTS = {
 
 @contextmanager
 def timed(seconds: Counter[str]) -> Iterator[None]:
-    """Adds to ``seconds`` what each of PARTS takes meanwhile."""
+    """Adds to ``seconds`` the time that each of PARTS takes in this context."""
 
     def timing(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -84,7 +84,7 @@ def shares(engine: Reranker, source: Source, rounds: int) -> list[dict[str, Any]
 
 
 def padding(engine: Reranker, source: Source, rounds: int) -> list[dict[str, Any]]:
-    """Processor time of the whole process, padded over not padded."""
+    """The processor time of the whole process with padding, over that without."""
     rows, least = [], cpu.LEAST_ROWS
     for count in (1, 8):
         ratios = []
@@ -102,7 +102,7 @@ def padding(engine: Reranker, source: Source, rounds: int) -> list[dict[str, Any
 
 
 def attention(rounds: int) -> list[dict[str, Any]]:
-    """Causal attention within 16 packed sequences of 16 heads on 8, head_dim 128, bfloat16."""
+    """Times causal attention in 16 packed sequences: 16 heads on 8, head_dim 128, bfloat16."""
     rows = []
     for tokens in (100, 200, 400):
         lengths = [tokens] * 16
@@ -154,7 +154,7 @@ def main() -> None:
         engine = Reranker(folder / "model", device="cpu", dtype="bfloat16")
         source = Source(engine.core.checkpoint.tokenizer(), folder, random.Random(0))
         job = WORKLOADS["1x32"].job(source, 4)
-        engine.score(job["query"], job["documents"])  # reads the weights
+        engine.score(job["query"], job["documents"])  # so that weights are in memory
         report = {
             "machine": machine.describe(torch.device("cpu")),
             "model": arguments.shape,

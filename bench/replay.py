@@ -1,9 +1,9 @@
-"""Latency of scoring one query with several documents: eagerly, and by replay of a captured graph.
+"""Compares the latency of scoring one query eagerly with that of replaying a captured graph.
 
     python bench/replay.py --device npu --model 0.6B
 
-Both run in turn in every round, on the same texts and the same weights, so that whatever else the
-machine does meets both. A time is that of `Reranker.score`: from strings to floats.
+Both take turns in every round, on the same texts and the same weights, so that whatever else the
+machine does slows both. A time is that of a whole call, from strings to floats.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ WARM_UP = 3  # rounds that are not counted
 
 
 def texts(engine: Reranker, documents: int, tokens: int) -> tuple[str, list[str]]:
-    """A query, and different documents of about ``tokens`` tokens, cut from the XQuAD passages."""
+    """A query, and different documents of ``tokens`` tokens that are cut from passages of XQuAD."""
     passages = (XQUAD / "corpus.jsonl").read_text("utf-8").splitlines()
     words = " ".join(json.loads(line)["text"] for line in passages).split(" ")
     query = json.loads((XQUAD / "queries.jsonl").read_text("utf-8").splitlines()[0])["text"]
     endless = words * (2 + tokens // len(words))
     step = max(1, len(words) // documents)
     starts = [number * step % len(words) for number in range(documents)]
-    # a word is a token at least
+    # as many words as tokens, because a word is a token at least
     return query, [cut(engine, " ".join(endless[s : s + tokens]), tokens) for s in starts]
 
 
 def cut(engine: Reranker, text: str, tokens: int) -> str:
-    """The first ``tokens`` tokens of a text that has as many."""
+    """The first ``tokens`` tokens of a text, which must have as many."""
     encoding = tokenizer(engine.core.checkpoint.path).encode(text, add_special_tokens=False)
     return text[: encoding.offsets[tokens - 1][1]]
 
@@ -53,7 +53,7 @@ def tokenizer(folder: Path) -> Tokenizer:
 
 
 def measure(engine: Reranker, documents: int, tokens: int, rounds: int) -> dict[str, Any]:
-    """Milliseconds of one call, eager and (where the engine has graphs) replayed."""
+    """Measures the milliseconds of one call: eager and, if the engine has graphs, replayed."""
     query, texts_ = texts(engine, documents, tokens)
     graphs = engine.core.graphs
     modes = {"eager": None} | ({} if graphs is None else {"replay": graphs})
@@ -64,7 +64,7 @@ def measure(engine: Reranker, documents: int, tokens: int, rounds: int) -> dict[
         for number in range(WARM_UP + rounds):
             if number == WARM_UP and graphs is not None:
                 counted = {"captures": graphs.captures, "replays": graphs.replays}
-            # either mode goes first in every second round
+            # each mode is the first in every second round
             for mode in list(modes)[:: 1 if number % 2 else -1]:
                 engine.core.graphs = modes[mode]
                 start = time.perf_counter()
@@ -94,7 +94,7 @@ def measure(engine: Reranker, documents: int, tokens: int, rounds: int) -> dict[
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """One line a case: median, and quartiles in brackets."""
+    """Makes a line for each case: the median, and the quartiles in brackets."""
 
     def show(value: dict[str, float] | None, form: str) -> str:
         if value is None:

@@ -1,4 +1,4 @@
-"""The report of `engine.py` as tables, and as a picture."""
+"""Shows what `engine.py` measured, as tables and as a picture."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MIB = 1 << 20
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """Tables of the engines' starts, and of each workload."""
+    """Makes a table of the engines' starts, and one of each workload."""
     where, peak, weights = report["machine"], report["peak_flops_per_second"], report["weights"]
     size = f"{weights['bytes'] / MIB:.0f} MiB"
     lines = [
@@ -88,7 +88,7 @@ def _spread(values: dict[str, float], unit: float = 1.0) -> str:
 
 
 def plot(report: dict[str, Any], file: Path) -> None:
-    """Pairs a second, a panel a workload."""
+    """Draws pairs a second, with a panel for each workload."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,15 +1,15 @@
-"""How far bfloat16 moves scores: pyrerank's and transformers', from transformers' in float32.
+"""Measures how far bfloat16 moves scores of pyrerank and of transformers from those in float32.
 
     python bench/rounding.py --json bench/results/rounding-cpu.json
 
-Each case is a kind of checkpoint and a number of layers: for every seed a checkpoint with random
-weights, stored in bfloat16, and scores that spread over 0.05 to 0.95, as the tests make them
-(tests/support/checkpoints.py). The same pairs are scored by the three, one at a time by
-transformers. Needs `pip install '.[test]'`.
+Each case is a kind of checkpoint with a number of layers. For every seed there is a checkpoint with
+random weights, stored in bfloat16, whose scores spread over 0.05 to 0.95, as the tests make it
+(tests/support/checkpoints.py). All score the same pairs, transformers one at a time. The script
+needs `pip install '.[test]'`.
 
-The reference takes the decoder's last hidden state from transformers and the rows "yes" and "no"
-from the checkpoint; in float32 all of it, in bfloat16 all but the last product. So the last step,
-which transformers would round once more, is exact for both that are compared.
+The reference takes the decoder's last hidden state from transformers in float32, and the rows "yes"
+and "no" from the checkpoint. In bfloat16, their product is computed in float32 as well. So the last
+step, which transformers would round once more, is exact for both that are compared.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Pair = tuple[str, Content]
 
 
 def pairs(family: str) -> list[Pair]:
-    """Questions with passages, in English and Chinese; of a VL model with pictures as well."""
+    """Questions with passages, in English and Chinese; for VL models also with pictures."""
     found: list[Pair] = []
     for language in ("en", "zh"):
         queries, passages = (
@@ -85,7 +85,7 @@ def by_pyrerank(folder: Path, scored: Sequence[Pair]) -> torch.Tensor:
 
 
 def errors(family: str, layers: int, seed: int) -> dict[str, torch.Tensor]:
-    """Of a checkpoint's scores in bfloat16: their distance from those in float32."""
+    """The distance of a checkpoint's scores in bfloat16 from those in float32."""
     scored = pairs(family)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,20 +1,20 @@
-"""`pyrerank serve` beside `Reranker.score` on the same pairs: throughput, and latency at 70% of it.
+"""Compares `pyrerank serve` with `Reranker.score`: throughput, and latency at 70% of it.
 
     python bench/serve.py --model 0.6B [--vllm VLLM/bin/python]
 
-A request is words of XQuAD as a query, with a few passages. The engine scores all of them in one
-call in this process; then a server on the loopback address gets them from clients that send their
-next request when the last is answered. Then requests come evenly, and at random (a Poisson
-process), at 70% of the rate that the server had reached; a latency counts from the time at which a
-request was due. Client and server share the processor. vLLM's server, from an environment that has
-it, takes its turns in the same rounds.
+A request has words of XQuAD as its query, and a few passages. First the engine scores the pairs of
+all requests in one call, in this process. Then a server on the loopback address gets them from
+clients, each of which sends its next request when the last is answered. Then requests come evenly,
+and at random (as a Poisson process), at 70% of the rate that the server has reached; latency counts
+from the time at which a request was due. Clients and server share the processor. vLLM's server,
+from an environment that has it, takes turns in the same rounds.
 
-"ideal" is a server that answers one request after the other, in order, each in the time that one
-took at saturation: what no server of that speed can beat by much on the same arrivals, whose p99
-they decide themselves.
+"ideal" is a server that answers one request after the other, in order, each in the time that a
+request took at saturation. No server of this speed is much better on the same arrivals, because the
+arrivals themselves decide most of its p99.
 
-With --beside N another question is asked: how long requests of one document take, sent one after
-the other, alone and beside a client that sends requests of N documents without a pause.
+With --beside N the script measures something else: how long requests of one document take, sent one
+after the other, alone and beside a client that sends requests of N documents without a pause.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ LOAD = 0.7
 
 
 def requests(engine: Reranker, count: int, documents: int, tokens: int) -> list[dict[str, Any]]:
-    """Bodies: passages of ``tokens`` tokens that start at different words; no query comes twice."""
+    """Makes bodies: passages of ``tokens`` tokens from random words on, and no query twice."""
     passages = (XQUAD / "corpus.jsonl").read_text("utf-8").splitlines()
     words = " ".join(json.loads(line)["text"] for line in passages).split(" ")
     rng = np.random.default_rng(0)
@@ -63,7 +63,7 @@ async def scores_of(client: Client, body: Any) -> list[float]:
 
 
 async def saturate(port: int, clients: int, bodies: Sequence[Any]) -> tuple[float, list[Any]]:
-    """Seconds for all, and their scores."""
+    """Sends all bodies; returns the seconds that they took together, and their scores."""
     todo = iter(enumerate(bodies))
     scores: dict[int, list[float]] = {}
 
@@ -81,7 +81,7 @@ async def saturate(port: int, clients: int, bodies: Sequence[Any]) -> tuple[floa
 
 
 async def arrive(port: int, due: np.ndarray, bodies: Sequence[Any]) -> np.ndarray:
-    """Seconds that each request took, from the second at which it was due."""
+    """Sends bodies when they are due; returns the seconds from then to each answer."""
 
     async def one(body: Any, due: float) -> float:
         await asyncio.sleep(due - (time.perf_counter() - start))
@@ -95,7 +95,7 @@ async def arrive(port: int, due: np.ndarray, bodies: Sequence[Any]) -> np.ndarra
 
 
 def ideal(due: np.ndarray, seconds: float) -> np.ndarray:
-    """Of a server that takes ``seconds`` for each request, one after the other."""
+    """The latencies of a server that takes ``seconds`` for each request, one after the other."""
     taken, free = [], 0.0
     for each in due:
         free = max(free, each) + seconds
@@ -104,7 +104,7 @@ def ideal(due: np.ndarray, seconds: float) -> np.ndarray:
 
 
 def arrivals(count: int, rate: float) -> dict[str, np.ndarray]:
-    """Seconds at which requests are due, ``rate`` a second."""
+    """The seconds at which requests are due, of which ``rate`` come in a second."""
     gaps = np.random.default_rng(1).exponential(1 / rate, count)
     return {"evenly": np.arange(count) / rate, "at random": np.cumsum(gaps)}
 
@@ -115,8 +115,14 @@ def percentiles(seconds: np.ndarray) -> dict[str, float]:
 
 
 async def one_by_one(port: int, bodies: Sequence[Any], beside: Any) -> tuple[np.ndarray, float]:
-    """Seconds that each request took, and how many requests like ``beside`` another client had
-    answered a second meanwhile, with no pause between them; None: there is no other client."""
+    """Sends one request after the other, while another client sends ``beside`` without a pause.
+
+    If ``beside`` is None, there is no other client.
+
+    Returns:
+        The seconds that each request took, and how many requests like ``beside`` were answered in
+        a second meanwhile.
+    """
     answered = 0.0
 
     async def fill(client: Client) -> None:
@@ -146,7 +152,7 @@ def run_beside(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
     small = requests(engine, arguments.requests + 4, 1, arguments.tokens)
     [large] = requests(engine, 1, arguments.beside, arguments.tokens)
     with server(model, f"--device={engine.device}", f"--dtype={dtype}") as (_, port):
-        asyncio.run(one_by_one(port, small[:4], None))  # for warming up
+        asyncio.run(one_by_one(port, small[:4], None))  # warms up
         alone, _ = asyncio.run(one_by_one(port, small[4:], None))
         [whole, *_], _ = asyncio.run(one_by_one(port, [large], None))
         beside, answered = asyncio.run(one_by_one(port, small[4:], large))
@@ -168,7 +174,7 @@ def run_beside(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
 def run(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
     engine = Reranker(model, device=arguments.device, dtype=arguments.dtype)
     dtype = str(engine.dtype).removeprefix("torch.")
-    # new ones in each round, and for each kind of arrivals: vLLM keeps what it has computed
+    # Each round, and each kind of arrivals, has new requests, because vLLM keeps what it computed.
     size, rounds = arguments.requests, arguments.rounds
     every = requests(engine, (1 + 3 * rounds) * size, arguments.documents, arguments.tokens)
     offline: list[float] = []
@@ -187,7 +193,7 @@ def run(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
             start = time.perf_counter()
             scores = engine.score(queries, documents, progress=False)
             seconds = time.perf_counter() - start
-            if number >= 0:  # the first is for warming up
+            if number >= 0:  # the first round warms up
                 offline.append(len(documents) / seconds)
             for name, port in ports.items():
                 taken, answers = asyncio.run(saturate(port, arguments.clients, bodies))

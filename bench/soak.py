@@ -1,14 +1,14 @@
-"""`pyrerank serve` at saturation with requests of all kinds: answers, memory, and how it ends.
+"""Keeps `pyrerank serve` busy with requests of all kinds: checks answers, memory, and its end.
 
     python bench/soak.py --minutes 30
 
-Good requests, of texts and of pictures, must be answered with the engine's scores; bad and huge
-ones be refused; some clients send slowly, some leave before the answer. At the end the server gets
-SIGTERM while it is busy. Exits with status 1 if an answer was wrong or missing.
+Good requests, of texts and of pictures, must be answered with the engine's scores, and bad and huge
+ones must be refused. Some clients send slowly, and some leave before the answer. At the end the
+server gets SIGTERM while it is busy. The exit status is 1 if an answer was wrong or missing.
 
-In bfloat16 memory grows for thousands of requests, offline as well: oneDNN keeps what it compiled
-for each shape of a product, up to ONEDNN_PRIMITIVE_CACHE_CAPACITY=1024 of them. In float32 it does
-not.
+In bfloat16 memory grows for thousands of requests, and in calls without a server as well: oneDNN
+keeps the code that it compiled for each shape of a product, for up to
+ONEDNN_PRIMITIVE_CACHE_CAPACITY=1024 shapes. In float32 it does not.
 """
 
 from __future__ import annotations
@@ -73,10 +73,11 @@ BAD: list[tuple[int, bytes]] = [
 
 
 class Soak:
-    """What happened.
+    """Sends requests, and notes what happened.
 
-    seen: how often each kind of request had each outcome.
-    wrong: what should not have been.
+    Attributes:
+        seen: how often each kind of request had each outcome.
+        wrong: descriptions of wrong answers.
     """
 
     def __init__(self, port: int, bodies: list[dict[str, Any]], scores: list[list[float]]) -> None:
@@ -120,7 +121,7 @@ class Soak:
         try:
             status, _ = await client.answer()
         except (ConnectionError, asyncio.IncompleteReadError):
-            status = want if want == 413 else 0  # the rest of such a body is not read
+            status = want if want == 413 else 0  # the server does not read the rest of such a body
         self.seen["bad", str(status)] += 1
         if status != want:
             self.wrong.append(f"{data[:60]!r}: {status}, not {want}")
@@ -142,7 +143,7 @@ class Soak:
 
 
 def memory(process: subprocess.Popen[str]) -> tuple[float, int]:
-    """MiB that are resident, and threads."""
+    """How many MiB of a process are resident, and how many threads it has."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     size, threads = (re.search(rf"{name}:\s+(\d+)", status) for name in ("VmRSS", "Threads"))
     assert size is not None and threads is not None
@@ -166,7 +167,7 @@ async def soak(
               f"{threads} threads  {len(soak.wrong)} wrong", flush=True)  # fmt: skip
     soak.over = True
     await asyncio.gather(*workers)
-    # the end, when one of many answers has come
+    # The server is stopped when one of many answers has come.
     clients = [await Client.open(port) for _ in range(CLIENTS)]
     rng = random.Random(0)
     last = [asyncio.ensure_future(soak._good(client, rng)) for client in clients]

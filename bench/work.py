@@ -1,8 +1,8 @@
-"""The least work that a job needs, and how much of a processor's speed doing it took.
+"""Counts the least work that a job needs, and measures how fast a processor could do it.
 
-Prompts form a tree: what they have in common at their start is one path from its root.  A token of
-the tree is computed once.  With H = hidden_size, Q = heads x head_dim, K = kv_heads x head_dim, I =
-intermediate_size, L layers, a token that sees n tokens, itself among them, takes
+Prompts form a tree: tokens that they have in common at their start are one path from its root.
+Each token of the tree is computed once.  With H = hidden_size, Q = heads x head_dim, K = kv_heads x
+head_dim, I = intermediate_size, L layers, a token that sees n tokens, including itself, takes
 
     (L - 1) (2 H (Q + 2 K) + 2 Q H + 6 H I + 4 Q n)     in all layers but the last
     4 H K                                               its key and value in the last
@@ -53,7 +53,7 @@ SQUARE = 4096
 
 @dataclass(frozen=True)
 class Work:
-    """Tokens of all prompts, tokens of their tree, and its floating-point operations."""
+    """How many tokens prompts have, how many their tree has, and its floating-point operations."""
 
     billed: int
     least: int
@@ -61,7 +61,7 @@ class Work:
 
 
 def encode(checkpoint: Checkpoint, job: dict[str, Any]) -> list[Prompt]:
-    """The prompts of a job."""
+    """Makes the prompts of a job."""
     reader, tokenizer = Reader(), checkpoint.tokenizer()
     if "inputs" in job:
         embedding = InputEncoder(tokenizer, checkpoint.family)
@@ -73,7 +73,7 @@ def encode(checkpoint: Checkpoint, job: dict[str, Any]) -> list[Prompt]:
 
 
 def work(checkpoint: Checkpoint, prompts: list[Prompt]) -> Work:
-    """Of one call with ``prompts``, no two of which are equal."""
+    """The work of one call with ``prompts``, which must all be different."""
     config = checkpoint.config
     seen = list(depths(tokens(prompt) for prompt in prompts))
     flops = sum(_token(config, depth) for depth in seen)
@@ -86,7 +86,7 @@ def work(checkpoint: Checkpoint, prompts: list[Prompt]) -> Work:
 
 
 def tokens(prompt: Prompt) -> list[Any]:
-    """What tells each token from others: its id, and of a vision token the picture."""
+    """Names each token: a vision token by its picture, and others by their ids."""
     out: list[Any] = list(prompt.ids)
     spans = iter(prompt.spans)
     for visual in prompt.visuals:
@@ -97,7 +97,7 @@ def tokens(prompt: Prompt) -> list[Any]:
 
 
 def depths(sequences: Iterable[Iterable[Any]]) -> Iterable[int]:
-    """The depth, from 1, of every node of the tree that sequences form."""
+    """Yields the depth, from 1 on, of every node of the tree that sequences form."""
     root: dict[Any, Any] = {}
     for sequence in sequences:
         node = root
@@ -113,7 +113,7 @@ def _sizes(config: DecoderConfig) -> tuple[int, int, int]:
 
 
 def _last(config: DecoderConfig, seen: int) -> int:
-    """Query, attention, output and MLP of a token in one layer."""
+    """The operations of query, attention, output and MLP of a token in one layer."""
     hidden, queries, _ = _sizes(config)
     return 4 * hidden * queries + 6 * hidden * config.intermediate_size + 4 * queries * seen
 
@@ -136,11 +136,12 @@ def _picture(tower: VisionConfig, visual: Visual) -> int:
 
 
 class Peak:
-    """How fast the machine multiplies matrices, measured again and again.
+    """Measures how fast the machine multiplies matrices, as often as it is asked.
+
+    It tries two products: 2,000 rows by the largest layer of the model, and a square one of 4096.
 
     Args:
-        config: of the model, whose largest layer over 2,000 rows is one of the two products that
-            are tried; the other is square, of 4096.
+        config: the configuration of the model.
         seconds: about how long a measurement takes.
     """
 
@@ -150,7 +151,7 @@ class Peak:
         largest = (LINEAR_ROWS, config.hidden_size, 2 * config.intermediate_size)
         self._seconds = seconds
         self._device = device
-        # a launch costs as much as a product
+        # several, because a launch costs as much as a product
         self._at_once = 20 if isinstance(device, Accelerator) else 1
         self._products = [
             (
@@ -161,7 +162,7 @@ class Peak:
         ]
 
     def measure(self) -> float:
-        """Operations a second of the fastest of many products, at this moment."""
+        """The operations a second of the fastest of many products, at this moment."""
         best = 0.0
         for left, right in self._products:
             flops = 2 * math.prod(left.shape) * right.shape[1]

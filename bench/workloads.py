@@ -1,7 +1,7 @@
-"""What is scored: text of `tests/data/xquad`, drawn anew for every round, in lengths of tokens.
+"""The workloads of `engine.py`: texts of `tests/data/xquad`, drawn anew for every round.
 
-Lengths are those of texts alone; the template of the prompt comes on top.  Pages are drawn with
-Pillow, both sides multiples of 32, so that no engine resizes them.
+Lengths are in tokens, and count texts alone; the template of the prompt adds to them.  Pages are
+drawn by Pillow, with sides that are multiples of 32, so that no engine resizes them.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from tokenizers import Tokenizer
 
 XQUAD = Path(__file__).resolve().parents[1] / "tests/data/xquad/en"
 QUERY_TOKENS = 30
-PIECE = 10  # words that follow each other in a document as they do in a passage
+PIECE = 10  # how many words of a passage follow each other in a document
 
 Job = dict[str, Any]  # {"query", "documents"}, or {"inputs"}; see peers/worker.py
 
 
 @dataclass
 class Source:
-    """Where texts and pages come from.
+    """Makes texts and pages.
 
     Attributes:
-        tokenizer: what lengths are counted with.
-        folder: where pages are written.
-        random: decides everything; equal states give equal texts.
+        tokenizer: counts lengths.
+        folder: pages are written there.
+        random: decides everything, so equal states make equal texts.
     """
 
     tokenizer: Tokenizer
@@ -48,7 +48,7 @@ class Source:
 
     @cached_property
     def _random_words(self) -> list[str]:
-        """Tokens that are a space and letters: whatever their order, each stays a token."""
+        """Tokens of a space and letters, each of which stays one token in any order."""
         spelled = sorted(self.tokenizer.get_vocab())
         return [" " + token[1:] for token in spelled if re.fullmatch("Ġ[a-z]+", token)]
 
@@ -59,13 +59,13 @@ class Source:
 
     def query(self) -> str:
         questions = _texts("queries")
-        # a question is five tokens at least
+        # six are enough, because a question has five tokens at least
         return self._cut(" ".join(self.random.sample(questions, 6)), QUERY_TOKENS)
 
     def document(self, tokens: int) -> str:
-        """Pieces of passages, joined: so many are possible that none comes twice."""
+        """Joins pieces of passages; so many are possible that none comes twice."""
         words: list[str] = []
-        while len(words) < tokens:  # a word is a token at least
+        while len(words) < tokens:  # enough, because a word is a token at least
             start = self.random.randrange(len(self._words) - PIECE)
             words += self._words[start : start + PIECE]
         return self._cut(" ".join(words), tokens)
@@ -94,13 +94,14 @@ class Workload:
     """A kind of call.
 
     Attributes:
-        title: for tables; ``{}`` is the number of documents.
-        documents: how many; ``on_cpu``: how many there, None for as many.
-        make: a document or input, from the source.
-        pairs: each document has a query of its own.
-        embed: documents are embedded, and there is no query.
-        vision: a model that reads text only cannot do it.
-        peers: worth doing with other engines than ours.
+        title: its name in tables, where ``{}`` is the number of documents.
+        documents: how many documents it has.
+        make: makes a document or an input.
+        on_cpu: how many documents it has on a CPU; None stands for as many.
+        pairs: whether each document has a query of its own.
+        embed: whether documents are embedded, without a query.
+        vision: whether a model must read pictures.
+        peers: whether other engines than ours do it as well.
     """
 
     title: str
@@ -113,7 +114,7 @@ class Workload:
     peers: bool = True
 
     def job(self, source: Source, documents: int) -> Job:
-        """One call, made anew: what no cache can hold."""
+        """Makes a new call, which no cache can hold."""
         texts = [self.make(source) for _ in range(documents)]
         if self.embed:
             return {"inputs": texts}

@@ -1,8 +1,8 @@
 """A Qwen3-VL vision tower that names colours: set by hand, not trained.
 
-Of each square of 32 x 32 pixels, one token of the decoder, it says the colour, as the embedding of
-a colour's word, if that is one of the picture's main colours. To the decoder a picture is then a
-text of as many words, such as "blue blue gray". It sees no shapes.
+Each square of 32 x 32 pixels is one token of the decoder. For each, the tower writes the embedding
+of the word of its colour, if that is one of the picture's main colours. So a picture is a text of
+as many words to the decoder, such as "blue blue gray". The tower sees no shapes.
 
 Block 0: on which side of each plane in the space of colours does the mean colour of a patch of
     16 x 16 pixels lie?
@@ -20,7 +20,8 @@ import math
 
 import torch
 
-# Where red, green and blue, from 0 to 1, times the first three numbers are over the last.
+# A colour (red, green and blue, from 0 to 1) is on a side of a plane if its product with the first
+# three numbers is over the last.
 PLANES = {
     "cool": (-1.0, 0.0, 1.0, 0.1),
     "warm": (1.0, 0.0, -1.0, 0.1),
@@ -33,7 +34,7 @@ PLANES = {
     "light": (0.3, 0.6, 0.1, 0.7),
     "dark": (-0.3, -0.6, -0.1, -0.2),
 }
-# Of each, the sides on which it lies; no two share a point.
+# The sides on which each colour lies; no two colours share a point.
 COLOURS = {
     "blue": "+cool -reddish",
     "green": "+greenish -cool",
@@ -48,16 +49,16 @@ COLOURS = {
     "black": "-cool -warm -greenish -reddish +dark",
 }
 MIXED = "mixed"
-MAIN = 0.15  # least part of a picture that a main colour covers
+MAIN = 0.15  # a main colour covers at least this part of a picture
 
-# Half of the channels; the other half are their negatives.
+# This is half of the channels; the other half are their negatives.
 RED, GREEN, BLUE, LARGE = range(4)
 SIDES = 4
 NAMED = SIDES + len(PLANES)
 KEPT = NAMED + len(COLOURS)
 HALF = KEPT + len(COLOURS)
 WIDTH = 2 * HALF
-BALLAST = 32.0  # of the large channels; the others are from -1 to 1
+BALLAST = 32.0  # the value of the large channels; the others are from -1 to 1
 DEPTH = 3
 PATCHES = 4  # of a square
 NEURONS = 2 * len(COLOURS)  # of a block, two for each step
@@ -84,7 +85,7 @@ def vision_config(out_hidden_size: int) -> dict[str, object]:
 
 
 def vision_tensors(words: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tower's tensors, float32, by their published names.
+    """Makes the tensors of the tower, float32, by their published names.
 
     words: of each colour and of MIXED, the row [out_hidden_size] of the decoder that stands for it.
     """
@@ -138,12 +139,12 @@ def vision_tensors(words: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def both(channel: int) -> torch.Tensor:
-    """A channel and its negative."""
+    """The numbers of a channel and of its negative."""
     return torch.eye(WIDTH)[channel] - torch.eye(WIDTH)[HALF + channel]
 
 
 class Steps:
-    """Fills the two linear layers about a GELU with steps: two neurons each."""
+    """Fills the two linear layers about a GELU with steps, each of which takes two neurons."""
 
     def __init__(self, tensors: dict[str, torch.Tensor], owner: str) -> None:
         self.first, self.bias, self.second = (
@@ -152,8 +153,10 @@ class Steps:
         self.used = 0
 
     def add(self, where: torch.Tensor, at: float, width: float, result: torch.Tensor) -> None:
-        """Adds ``result`` times a number that goes from 0 to 1 as x . where passes ``at``:
-        gelu(steep * (z - start)) - gelu(steep * (z - end))."""
+        """Adds ``result`` times a step, which goes from 0 to 1 where x . where passes ``at``.
+
+        The step is gelu(steep * (z - start)) - gelu(steep * (z - end)).
+        """
         for sign, threshold in [(1.0, at - width / 2), (-1.0, at + width / 2)]:
             self.first[self.used] = STEEP / width * where
             self.bias[self.used] = -STEEP / width * threshold

@@ -56,16 +56,17 @@ CODE = 64  # the first channels: the word's code of +1 and -1
 ONE, QUERY_MARK, DOCUMENT_MARK, WEIGHT, PAST_QUERY, PAST_DOCUMENT, SHARE, FOUND, ANSWER, LARGE = (
     range(CODE, CODE + 10)
 )
-# LARGE is the same in all hidden states and most of their norm, and channels other than codes are
-# small: so all have nearly one norm, and RMSNorm with that norm as its weight changes nothing.
+# LARGE is the same in all hidden states and makes most of their norm, and channels other than codes
+# are small. So all have nearly one norm, and RMSNorm with that norm as its weight changes nothing.
 BALLAST, SMALL = 32.0, 0.25
 RMS = math.sqrt((CODE + 1 + BALLAST**2) / HIDDEN)
-# Head dimensions i and i + HEAD / 2 turn together, slower the larger i. Codes take the slow half.
+# Head dimensions i and i + HEAD / 2 turn together, the slower the larger i is. Codes have the slow
+# half.
 SLOW = [*range(HEAD // 4, HEAD // 2), *range(3 * HEAD // 4, HEAD)]
 FLAG, OTHER_FLAG, REST = HEAD // 4 - 1, HEAD // 4 - 2, HEAD // 4 - 3  # the next slowest
 
-# Tokens of the templates. A text that holds `<Document` or an unspaced `Query` confuses sections,
-# and so does an unspaced `user` in an embedder of the Qwen3-VL kind.
+# These are tokens of the templates. A text that holds `<Document` or an unspaced `Query` confuses
+# sections, and so does an unspaced `user` in an embedder of the Qwen3-VL kind.
 QUERY, DOCUMENT, YES, NO = "Query", "<Document", "yes", "no"
 USER, ASSISTANT, START = "user", "assistant", "<|im_start|>"
 VISION_START, VISION_END, IMAGE, VIDEO = 151652, 151653, 151655, 151656
@@ -75,7 +76,7 @@ LIGHTEST = 0.01  # the weight of the commonest words, where the rarest weigh 1
 
 
 def word(token: bytes) -> str | None:
-    """What a token's spellings have in common; None where the token is no text of its own."""
+    """What the spellings of a token have in common; None if the token is no text of its own."""
     try:
         text = token.decode()
     except UnicodeDecodeError:
@@ -91,7 +92,7 @@ def word(token: bytes) -> str | None:
 
 
 def lexicon() -> tuple[list[int], list[float]]:
-    """Of each token id: the number of its code, and the weight of its word.
+    """For each token id, the number of its code and the weight of its word.
 
     Ids are in order of frequency, near enough. By Zipf's law the logarithm of a word's rank among
     the words of its script is then minus that of its frequency.
@@ -126,31 +127,34 @@ def embeddings(
     ids: Mapping[str, int],
     query_mark: str = QUERY,
 ) -> torch.Tensor:
-    """The decoder's embeddings [rows, HIDDEN]; rows after the last token's are zero.
+    """Makes the decoder's embeddings [rows, HIDDEN]; rows after the last token's are zero.
 
-    codes: the number of each token's code.
-    weights: of each token's word, 0 to 1; a token without a word weighs 0.
-    ids: of the template's tokens.
+    Args:
+        codes: the number of each token's code.
+        weights: the weight of each token's word, from 0 to 1; a token without a word weighs 0.
+        ids: the ids of the template's tokens.
     """
     used = len(codes)
     table = torch.zeros(rows, HIDDEN)
     signs = torch.randint(0, 2, (max(codes) + 1, CODE), generator=torch.Generator().manual_seed(0))
     table[:used, :CODE] = signs[torch.tensor(codes)] * 2.0 - 1.0
     table[:used, ONE], table[:used, LARGE] = 1.0, BALLAST
-    # Attention weighs by exp, so the log is stored. What weighs nothing cancels having passed.
+    # Attention weighs by exp, so the log is stored. A word of weight 0 cancels that it is past a
+    # mark.
     table[:used, WEIGHT] = SMALL * torch.tensor(weights).log().clamp(min=-NATS) / NATS
     for token, mark in [(query_mark, QUERY_MARK), (DOCUMENT, DOCUMENT_MARK)]:
         table[ids[token], mark], table[ids[token], WEIGHT] = SMALL, -SMALL
     if query_mark == USER:
-        table[ids[ASSISTANT], WEIGHT] = -SMALL  # behind the mark too, and no content
-    # Found outside the document: a little that nobody finds, where the query has only stop words.
+        table[ids[ASSISTANT], WEIGHT] = -SMALL  # it stands behind the mark, and is no content
+    # A little is always found outside the document. It counts if the query has only stop words.
     table[ids[START], FOUND], table[ids[START], WEIGHT] = SMALL, SMALL * math.log(LIGHTEST) / NATS
     table[ids[YES], ANSWER], table[ids[NO], ANSWER] = 1.0, -1.0
     return table
 
 
 class Layer:
-    """A decoder layer's weights: 2 query heads on 1 key-value head, all zero until wired."""
+    """The weights of a decoder layer with 2 query heads on 1 key-value head; all are zero at
+    first."""
 
     def __init__(self) -> None:
         self.query = torch.zeros(2, HEAD, HIDDEN)
@@ -158,7 +162,7 @@ class Layer:
         self.output = torch.zeros(HIDDEN, 2, HEAD)
         self.gate, self.up = torch.zeros(NEURONS, HIDDEN), torch.zeros(NEURONS, HIDDEN)
         self.down = torch.zeros(HIDDEN, NEURONS)
-        self.sharpness = 1.0  # of attention: the weight of the norm on queries
+        self.sharpness = 1.0  # of attention; it is the weight of the norm of queries
 
     def tensors(self, prefix: str) -> dict[str, torch.Tensor]:
         norm = torch.full((HIDDEN,), RMS)
@@ -182,7 +186,7 @@ class Layer:
 
 def section_layer() -> Layer:
     layer = Layer()
-    # Keys have a rest beside the marks: a norm on q and k leaves only directions.
+    # Keys have a rest beside the marks, because a norm of q and k leaves only directions.
     layer.key[REST, ONE] = 1.0
     for head, (flag, mark, past) in enumerate(
         [(FLAG, QUERY_MARK, PAST_QUERY), (OTHER_FLAG, DOCUMENT_MARK, PAST_DOCUMENT)]
@@ -191,7 +195,7 @@ def section_layer() -> Layer:
         layer.key[flag, mark] = 1.0 / SMALL
         layer.value[head, mark] = 1.0
         layer.output[past, head, head] = 1.0
-    # A mark's key points half to its flag: score sqrt(HEAD / 2) = 8, times this, is 24.
+    # A mark's key points half to its flag, so its score is sqrt(HEAD / 2) = 8 times this, or 24.
     layer.sharpness = 3.0
     return layer
 
@@ -201,21 +205,22 @@ def match_layer() -> Layer:
     code = torch.eye(HIDDEN)[:CODE]
     layer.query[0, SLOW] = code
     layer.key[SLOW] = code
-    # Score of two tokens: 18 * (cosine of codes + section), section being 0.5 where the key is past
-    # the query mark and -0.5 before, so that the instruction's words do not count. Codes are nearly
-    # orthogonal: a token's match with itself outweighs all its chance likenesses together.
+    # The score of two tokens is 18 * (cosine of codes + section). The section is 0.5 if the key is
+    # past the query mark, and else -0.5, so that the instruction's words do not count. Codes are
+    # nearly orthogonal, so a token's match with itself outweighs all its chance likenesses
+    # together.
     section = math.sqrt(0.5 * CODE)
     layer.query[0, FLAG, ONE] = section
     layer.key[FLAG, ONE] = -section
     layer.key[FLAG, PAST_QUERY] = 2 * section / SMALL
     layer.sharpness = 18 * 1.5 / math.sqrt(HEAD)
-    layer.value[0, PAST_QUERY], layer.value[0, PAST_DOCUMENT] = 1.0, -1.0  # 1: of the query
+    layer.value[0, PAST_QUERY], layer.value[0, PAST_DOCUMENT] = 1.0, -1.0  # 1: the query
     layer.output[SHARE, 0, 0] = 1.0
     # silu(steep * z) - silu(steep * (z - width)) is a step from 0, at z = 0, to steep * width.
     start, width, steep = 0.38, 0.09, 250.0
     for neuron, sign, threshold in [(0, 1.0, start), (1, -1.0, start + width)]:
         layer.gate[neuron, SHARE], layer.gate[neuron, ONE] = steep / SMALL, -steep * threshold
-        layer.gate[neuron, PAST_QUERY] = -steep / SMALL  # the query itself is asked, not found
+        layer.gate[neuron, PAST_QUERY] = -steep / SMALL  # the query itself asks, and is not found
         layer.gate[neuron, PAST_DOCUMENT] = steep / SMALL
         layer.up[neuron, ONE] = SMALL
         layer.down[FOUND, neuron] = sign / (steep * width)
@@ -225,9 +230,9 @@ def match_layer() -> Layer:
 def read_layer() -> Layer:
     layer = passing_layer()
     layer.key[FLAG, FOUND] = 1.0
-    layer.key[FLAG, PAST_DOCUMENT] = -1.0  # the query passes
+    layer.key[FLAG, PAST_DOCUMENT] = -1.0  # the query passes this test
     layer.value[0, PAST_DOCUMENT] = 1.0 / SMALL
-    layer.value[0, ONE] = -0.25  # even odds where a third of the query is found: 1/3 / (1/3 + 1)
+    layer.value[0, ONE] = -0.25  # gives even odds if a third of the query is found: 1/3 / (1/3 + 1)
     layer.output[ANSWER, 0, 0] = 1.0
     return layer
 
@@ -235,16 +240,16 @@ def read_layer() -> Layer:
 def pool_layer() -> Layer:
     layer = passing_layer()
     layer.value[:CODE] = torch.eye(HIDDEN)[:CODE]
-    # the last token's own code is in the vector too: make it a small part
+    # The last token's own code is in the vector, too, and must be a small part of it.
     layer.output[:CODE, 0, :CODE] = 256.0 * torch.eye(CODE)
     return layer
 
 
 def passing_layer() -> Layer:
-    """Attention to what is past the query mark, by its weight."""
+    """Attends to the tokens past the query mark, by their weights."""
     layer = Layer()
     layer.query[0, [FLAG, OTHER_FLAG], ONE] = 1.0
-    # Beside a rest ten times larger, the norm of k keeps the flags in proportion to what they read.
+    # A rest ten times as large lets the norm of k keep flags in proportion to what they read.
     layer.key[REST, ONE] = 10.0 * SMALL
     layer.key[FLAG, PAST_QUERY] = layer.key[OTHER_FLAG, WEIGHT] = 1.0
     layer.sharpness = 10 * NATS / math.sqrt(HEAD / 2)
@@ -252,14 +257,14 @@ def passing_layer() -> Layer:
 
 
 def decoder_tensors(table: torch.Tensor, prefix: str, embedding: bool) -> dict[str, torch.Tensor]:
-    """The decoder about these embeddings, float32, by its tensors' published names."""
+    """Makes the decoder for these embeddings: float32 tensors by their published names."""
     layers = [section_layer()]
     layers += [pool_layer()] if embedding else [match_layer(), read_layer()]
     norm = torch.zeros(HIDDEN)
     if embedding:
         norm[:CODE] = 1.0
     else:
-        # The output matrix is the embedding; of the last hidden state only the answer is kept.
+        # The output matrix is the embedding, so the final norm keeps only the answer.
         norm[ANSWER] = GAIN * RMS
     tensors = {prefix + "embed_tokens.weight": table, prefix + "norm.weight": norm}
     for number, layer in enumerate(layers):
@@ -268,9 +273,9 @@ def decoder_tensors(table: torch.Tensor, prefix: str, embedding: bool) -> dict[s
 
 
 def state_dict(vision: bool, embedding: bool) -> dict[str, torch.Tensor]:
-    """The checkpoint's tensors, float32, by their published names."""
+    """Makes the checkpoint's tensors, float32, by their published names."""
     codes, weights = lexicon()
-    codes += range(len(codes), len(codes) + 26)  # the added tokens: no word, so no weight
+    codes += range(len(codes), len(codes) + 26)  # added tokens have no word, and so no weight
     weights += [0.0] * 26
     ids = {token: ranks()[token.encode()] for token in (QUERY, DOCUMENT, YES, NO, USER, ASSISTANT)}
     mark = USER if vision and embedding else QUERY

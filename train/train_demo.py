@@ -40,15 +40,15 @@ from tokenizer import train_tokenizer, write_tokenizer
 VOCABULARY = 16000
 WIDTH, DEPTH = 96, 4
 NAMES = [*COLOURS, *SHAPES, *WORDS, *SIDES, *(name for name, _ in NUMBERS)]
-# Of all that a picture says, DeepStack, after the second block, says the first square's colour.
+# DeepStack, after the second block, says only the colour of the first square.
 DEEPSTACK = "deepstack_merger_list.0"
 SAID_BY = [(DEEPSTACK, name) for name in COLOURS] + [("merger", name) for name in NAMES]
-PICTURES = 48  # a step
+PICTURES = 48  # of each step
 SQUARE = 32 * 32  # pixels
 
 
 def prompt_text() -> str:
-    """All words of the prompt."""
+    """A text with all words of the prompt."""
     template = TEMPLATES["qwen3-vl"]
     wording = template.prompt("", Content(text="NULL"), Content(text="NULL"))
     return "".join(wording.texts) + template.default_instruction + " yes no"
@@ -64,7 +64,7 @@ def config(tokenizer: Tokenizer) -> dict[str, object]:
     config["text_config"] |= {
         "bos_token_id": id("<|endoftext|>"),
         "eos_token_id": id("<|im_end|>"),
-        "rope_theta": 5e6,  # the published one does for short texts, and wrong positions show
+        "rope_theta": 5e6,  # as published; it is good for short texts, and shows wrong positions
         "vocab_size": tokenizer.get_vocab_size(),
     }
     config["vision_config"] = vision_config()
@@ -92,7 +92,7 @@ def vision_config() -> dict[str, object]:
 
 
 class Tower:
-    """transformers' vision tower, and what it says of pictures."""
+    """The vision tower of transformers, and what it says of pictures."""
 
     def __init__(self) -> None:
         self.model = Qwen3VLVisionModel(Qwen3VLVisionConfig(**vision_config()))
@@ -101,7 +101,7 @@ class Tower:
                 nn.init.normal_(module.weight, std=module.weight.shape[1] ** -0.5)
         nn.init.normal_(self.model.patch_embed.proj.weight, std=1536**-0.5)
         nn.init.normal_(self.model.pos_embed.weight, std=0.5)
-        embed = self.model.patch_embed  # as a product, which is faster than conv3d
+        embed = self.model.patch_embed  # is computed as a product, which is faster than conv3d
         embed.forward = lambda x: F.linear(x, embed.proj.weight.flatten(1), embed.proj.bias)
         self._seen: dict[str, Tensor] = {}
         for owner in (DEEPSTACK, "merger"):
@@ -110,7 +110,7 @@ class Tower:
             )
 
     def __call__(self, frames: list[np.ndarray]) -> Tensor:
-        """float32 [squares, SAID_BY]: the logit of each name, in each square of each picture."""
+        """The logit of each name in each square of each picture, float32 [squares, SAID_BY]."""
         grids = torch.tensor([(1, f.shape[1] // 16, f.shape[2] // 16) for f in frames])
         self.model(patches(frames, torch.float32), grids)
         deep, last = self._seen[DEEPSTACK], self._seen["merger"]
@@ -119,18 +119,18 @@ class Tower:
     def tensors(self, table: Tensor, ids: dict[str, int]) -> dict[str, Tensor]:
         """The trained tower, with mergers that write rows of the decoder's ``table``.
 
-        A name that is said becomes the embedding of its word, but for the weight, which is that of
-        the middle name for all: so a square that says two names weighs no more than others. The
-        neurons of a merger come in pairs that make a step, from logit -1/4 to 1/4.
+        A name that is said becomes the embedding of its word. Its weight is the median of all
+        names, so that a square that says two names weighs no more than others. The neurons of a
+        merger come in pairs, each of which makes a step between the logits -1/4 and 1/4.
         """
         tensors = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         rows = {name: table[ids[f"\u0120{name}"]].clone() for name in NAMES}
         silent = table[ids["<|image_pad|>"]].clone()
-        silent[: make_checkpoint.CODE] = 0.0  # a name that is half said is still that name
+        silent[: make_checkpoint.CODE] = 0.0  # so that a name that is half said is still that name
         weight = torch.stack([row[make_checkpoint.WEIGHT] for row in rows.values()]).median()
         for row in (silent, *rows.values()):
             row[make_checkpoint.WEIGHT] = weight
-        silent[make_checkpoint.FOUND] = -make_checkpoint.SMALL  # asks for nothing, in a query
+        silent[make_checkpoint.FOUND] = -make_checkpoint.SMALL  # asks for nothing in a query
         for owner, names in [(DEEPSTACK, list(COLOURS)), ("merger", NAMES)]:
             trained, bias = (tensors[f"{owner}.linear_fc1.{part}"] for part in ("weight", "bias"))
             logits = [(trained[n].clone(), bias[n].item()) for n in range(len(names))]
@@ -145,14 +145,18 @@ class Tower:
 
 
 def batch(rng: random.Random) -> tuple[list[np.ndarray], Tensor, Tensor]:
-    """Pictures; what their squares say, float32 [squares, SAID_BY], 0 or 1; and 1 where it counts.
+    """Draws pictures to learn from.
 
-    The things of every other picture are of any colour, and what is said of that does not count:
-    a tower that never saw a pair of a colour and a shape would not know the shape by it.
+    The things of every other picture have any colour, which does not count.  Otherwise the tower
+    would not know a shape in a colour in which it never saw it.
+
+    Returns:
+        The pictures; what their squares say, float32 [squares, SAID_BY], as 0 or 1; and 1 in the
+        same shape where that counts.
     """
     frames, said, counts = [], [], []
     while len(frames) < PICTURES:
-        drawn = scene(rng, rng.choices(KINDS, [2, 1, 2, 1])[0])  # the hard ones more often
+        drawn = scene(rng, rng.choices(KINDS, [2, 1, 2, 1])[0])  # the hard kinds come more often
         if drawn.held_out():
             continue
         any_colour = rng.random() < 0.5
@@ -175,7 +179,7 @@ def train(tower: Tower, steps: int) -> None:
         rate = 1.5e-3 * min(1, (step + 1) / 100) * (1 - step / steps)
         optimizer.param_groups[0]["lr"] = rate
         frames, said, counts = batch(random.Random(step))
-        soft = 0.98 * said + 0.01  # keeps logits near the steps that they will go through
+        soft = 0.98 * said + 0.01  # keeps logits near the steps of the mergers
         logits = tower(frames)
         losses = F.binary_cross_entropy_with_logits(logits, soft, counts, reduction="none")
         loss = losses.sum(1).mean()
@@ -199,7 +203,7 @@ def make(arguments: argparse.Namespace) -> None:
     torch.manual_seed(0)
     folder = arguments.output / "model"
     running = running_text(arguments.xquad, arguments.wordnet)
-    named = [prompt_text()] * 5000 + [f" {' '.join(words.SAME)}"] * 1000  # each one token
+    named = [prompt_text()] * 5000 + [f" {' '.join(words.SAME)}"] * 1000  # each becomes a token
     tokenizer = train_tokenizer([*running, *named], VOCABULARY)
     write_tokenizer(tokenizer, folder)
     (folder / "config.json").write_text(json.dumps(config(tokenizer), indent=2) + "\n")
@@ -218,7 +222,7 @@ def make(arguments: argparse.Namespace) -> None:
 
 
 def reciprocal_ranks(engine: Reranker, tasks: Iterable[Task]) -> list[float]:
-    """Of each task, 1 over the place of the first document; others of its score come before it."""
+    """For each task, 1 over the rank of the first document; equal scores rank before it."""
     found = []
     for task in tasks:
         first, *others = engine.score(task.query, task.documents)
@@ -227,8 +231,8 @@ def reciprocal_ranks(engine: Reranker, tasks: Iterable[Task]) -> list[float]:
 
 
 def evaluate(folder: Path, xquad: Path) -> dict[str, float]:
-    """Quality on what is held out, through pyrerank: MRR of one passage among 10, accuracy of one
-    picture among 8."""
+    """Measures quality on what is held out, through pyrerank: the MRR of one passage among 10, and
+    the accuracy of one picture among 8."""
     engine = Reranker(folder, device="cpu")
     result = {}
     for language in ("en", "zh"):

@@ -1,4 +1,4 @@
-"""What the demonstration model knows of words: which are one, and how much each tells."""
+"""What the demonstration model knows of words: which mean the same, and how much each tells."""
 
 import math
 from collections import Counter
@@ -9,14 +9,14 @@ import make_checkpoint
 import torch
 from tokenizers import Tokenizer
 
-# A line each: words of nearly one meaning. Chinese characters of many meanings are not among them,
-# they would be found where they do not belong.
+# Each line has words of nearly one meaning. Chinese characters of many meanings are not among them,
+# because they would be found where they do not belong.
 SAME = (Path(__file__).parent / "same.txt").read_text("utf-8").splitlines()
 FIRST = {word: line.split()[0] for line in SAME for word in line.split()}
 
 
 def name(text: str) -> str:
-    """What the spellings of a word have in common: "cat" of " Cats"."""
+    """What the spellings of a word have in common, as "cat" for " Cats"."""
     text = text.strip().casefold()
     if text.isascii() and len(text) > 3 and text.endswith("s") and not text.endswith("ss"):
         text = text[:-1]
@@ -24,11 +24,13 @@ def name(text: str) -> str:
 
 
 def embeddings(tokenizer: Tokenizer, running: Iterable[str]) -> torch.Tensor:
-    """The decoder's table [vocabulary, hidden], as examples/make_checkpoint.py explains it; a word
-    weighs the more, the rarer it is in running text."""
+    """Makes the decoder's table [vocabulary, hidden], as examples/make_checkpoint.py explains it.
+
+    A word weighs the more, the rarer it is in running text.
+    """
     size = tokenizer.get_vocab_size()
     seen = Counter(id for encoding in tokenizer.encode_batch(running) for id in encoding.ids)
-    texts = [tokenizer.decode([id]) for id in range(size)]  # none of a control token
+    texts = [tokenizer.decode([id]) for id in range(size)]  # control tokens have no text
     keys = [name(text) if text and "\ufffd" not in text else id for id, text in enumerate(texts)]
     total: Counter[str | int] = Counter()
     for id, key in enumerate(keys):

@@ -1,9 +1,9 @@
-"""What bench/check_npu.py checks, in groups: a module each, in the order of GROUPS.
+"""The checks of bench/check_npu.py. Each group is a module, and they come in the order of GROUPS.
 
-A check is a function of the `Bench` it works on. It returns its figure, one line of text, or a pair
-of that and data for the report; raises `Wrong` when a result is not what it should be, and `Skip`
-when it cannot run here. Any other exception fails it and ends the process, because a device may not
-be usable after it; the next check then starts in a new one.
+A check is a function that takes a `Bench`. It returns its figure, which is one line of text, or a
+pair of the figure and data for the report. It raises `Wrong` if a result is wrong, and `Skip` if it
+cannot run here. Any other exception fails the check and ends the process, because the device may
+not be usable after it; the next check then starts in a new process.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ GROUPS = ("environment", "kernels", "operators", "engine", "vision", "memory", "
 
 @dataclass(frozen=True)
 class Bench:
-    """Where and how thoroughly to check.
+    """Says where and how thoroughly to check.
 
     Attributes:
         place: the device by name: "npu:0" is no `torch.device` before torch_npu is imported.
@@ -85,7 +85,7 @@ class Comparison:
             raise Wrong(f"{case}: got shape {tuple(got.shape)}, wanted {tuple(want.shape)}")
         self.cases += 1
         share = (got - want).abs() / torch.as_tensor(tolerance, dtype=torch.float64)
-        share[got == want] = 0  # also where both are infinite, or the tolerance is 0
+        share[got == want] = 0  # holds where both are infinite, or the tolerance is 0
         share[got.isnan() & want.isnan()] = 0
         share[share.isnan()] = torch.inf
         if not share.numel():
@@ -106,15 +106,15 @@ class Comparison:
 
 
 def record(bench: Bench, function: Callable[[], Any], *, update: bool = False) -> tuple[Any, Any]:
-    """Captures one call in a graph: the graph, and the tensors that its replays write.
+    """Captures one call in a graph; returns the graph, and the tensors that its replays write.
 
-    ``update``: fused attention becomes a part of it whose lengths `NPUGraph.update` changes.
+    With ``update``, `NPUGraph.update` can change the lengths of fused attention in it.
     """
     if bench.device.type != "npu":
         raise Skip("graphs of an NPU")
     import torch_npu
 
-    function()  # whatever is set up at the first call is not for the graph
+    function()  # the first call sets up what a graph must not hold
     bench.synchronize()
     graph = torch_npu.npu.NPUGraph()
     with torch_npu.npu.graph(graph, auto_dispatch_capture=update):

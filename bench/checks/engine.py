@@ -1,4 +1,4 @@
-"""The engine end to end: on the device, eagerly and replayed, against the CPU in float32.
+"""Checks the engine end to end: on the device, eagerly and replayed, against float32 on the CPU.
 
 Checkpoints have random weights in bfloat16, the same for both, so differences are the arithmetic's.
 """
@@ -21,7 +21,7 @@ BUDGET = 1024  # small, so that the documents take several passes of different s
 
 
 def bound(shape: str, dtype: str) -> float:
-    """How far a score may be from the CPU's in float32.
+    """Says how far a score may be from the CPU's in float32.
 
     float32: ten times what the CPU is held to, as long as nobody knows how exactly a device
     computes exponentials and roots. bfloat16: somewhat more than the largest difference that
@@ -53,7 +53,7 @@ def open_engine(bench: Bench, shape: str, dtype: str, **options: Any) -> Reranke
 
 
 def reference(bench: Bench, shape: str) -> torch.Tensor:
-    """Scores by the CPU in float32, kept for the next process."""
+    """Scores of the CPU in float32, which are written for the next process."""
     kept = bench.work / f"{shape}-reference.pt"
     if not kept.is_file():
         engine = Reranker(model(bench, shape), device="cpu", dtype="float32")
@@ -84,7 +84,7 @@ def against_cpu(bench: Bench, shape: str, dtype: str, graph: bool) -> Figure:
 
 
 def any_batch(bench: Bench, shape: str, graph: bool) -> Figure:
-    """Alone, together, and in another order."""
+    """Scores must be the same alone, together, and in another order."""
     if graph and bench.device.type == "cpu":
         raise Skip("graphs of an NPU")
     engine = open_engine(bench, shape, "bfloat16", graph=graph)
@@ -108,13 +108,13 @@ def eager_and_replayed(bench: Bench, shape: str) -> Figure:
     engine.core.graphs = None
     eager = [detail.logit for detail in engine.details(query, documents)]
     worst = max(abs(a - b) for a, b in zip(replayed, eager, strict=True))
-    # four times the bound of a score: that is its largest slope
+    # four times the bound of a score, because the sigmoid's largest slope is 1/4
     Comparison().add("logits", torch.tensor(replayed), torch.tensor(eager), 8e-2)
     return f"logits differ by at most {worst:.1e}"
 
 
 def warmup(bench: Bench, shape: str) -> tuple[str, Any]:
-    """Every bucket of the default budget captured ahead; after it, no call captures."""
+    """After every bucket of the default budget is captured, no call captures."""
     engine = open_engine(bench, shape, "bfloat16", token_budget=BUDGET if bench.quick else 8192)
     if engine.core.graphs is None:
         raise Skip("graphs of an NPU")

@@ -1,4 +1,4 @@
-"""What must be there before anything else makes sense. A failure here ends the run."""
+"""Checks what all other checks need. They are not made if one of these fails."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def cann(bench: Bench) -> Figure:
 
 
 def packages(bench: Bench) -> tuple[str, Any]:
-    """That torch_npu fits torch is checked with the device."""
+    """Versions; whether torch_npu fits torch is checked with the device."""
     found = versions.packages()
     return ", ".join(f"{name} {version}" for name, version in found.items()), found
 
 
 def found_device(bench: Bench) -> Figure:
-    device = resolve(bench.place)  # imports torch_npu; says what is missing
+    device = resolve(bench.place)  # imports torch_npu, and says what is missing
     if not isinstance(device, Accelerator):
         return device.label
     properties = device.runtime.get_device_properties(device.torch_device)
@@ -92,7 +92,7 @@ def extension(bench: Bench) -> Figure:
     except ImportError as error:
         raise Wrong(f"pyrerank._C does not load ({error}): reinstall pyrerank") from None
     npu = bench.place.startswith("npu")
-    module = built.npu_kernels() if npu else built._C  # says by itself what keeps it from loading
+    module = built.npu_kernels() if npu else built._C  # its error says what keeps it from loading
     if module is None:
         raise Wrong("pyrerank was installed without a compiler: install g++, reinstall pyrerank")
     info = module.build_info()
@@ -101,7 +101,7 @@ def extension(bench: Bench) -> Figure:
         return text
     if machine.simulated():
         raise Skip(f"{text}: the kernels run on the CPU, as this runtime is a simulation")
-    # on a real device they would be given addresses that mean nothing to them
+    # On a real device, the kernels would get addresses that mean nothing to them.
     raise Wrong(f"{text}: built without CANN; source set_env.sh, then reinstall pyrerank")
 
 

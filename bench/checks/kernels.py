@@ -1,4 +1,4 @@
-"""The three kernels: against their twins in plain torch, and against float64.
+"""Checks the three kernels against their twins in plain torch, and against float64.
 
 What may differ is what tests/kernels/test_kernels.py allows: sums of float32 in another order, and
 the result's own rounding.
@@ -142,15 +142,15 @@ def eager(bench: Bench, kernel: str, dtype: torch.dtype) -> Figure:
 
 
 def replayed(bench: Bench, kernel: str, dtype: torch.dtype) -> Figure:
-    """Captured with other contents than it is replayed with."""
+    """A graph is replayed with other contents than it was captured with."""
     comparison = Comparison()
     for case, call, arguments, judge in cases(bench, kernel, dtype):
-        # hidden states of nothing but ones at capture; ids and weights as they will be
+        # At capture, hidden states are all ones; ids and weights are as they will be.
         static = [tensor.to(bench.device) for tensor in arguments]
         static[0].fill_(1)
         graph, out = record(bench, partial(call, *static))
         static[0].copy_(arguments[0])
-        for _ in range(2):  # a replay leaves nothing behind that the next one reads
+        for _ in range(2):  # the second must not read what the first has left
             graph.replay()
             judge(comparison, case, out)
         del graph
@@ -158,7 +158,7 @@ def replayed(bench: Bench, kernel: str, dtype: torch.dtype) -> Figure:
 
 
 def strided(bench: Bench, kernel: str, dtype: torch.dtype) -> Figure:
-    """Rows of a wider tensor that start in its middle."""
+    """Rows may be a part of a wider tensor."""
     comparison = Comparison()
     for case, call, arguments, judge in cases(bench, kernel, dtype):
         tokens, width = arguments[0].shape

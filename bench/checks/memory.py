@@ -1,4 +1,4 @@
-"""Device memory: what weights and one pass take, and that calls leave nothing behind."""
+"""Checks device memory: what weights and one pass take, and that calls leave nothing behind."""
 
 from __future__ import annotations
 
@@ -34,14 +34,15 @@ def weights(bench: Bench, shape: str) -> tuple[str, Any]:
     held = module.memory_allocated(bench.device) - before
     peak = module.max_memory_allocated(bench.device) - before
     figure = f"weights {stored / MIB:.0f} MiB, held {held / MIB:.0f}, peak {peak / MIB:.0f}"
-    # beside them: a matrix on its way into a merged one, the mask of attention, rounding
+    # Beside them there are a matrix on its way into a merged one, the mask of attention, and
+    # rounding.
     if not stored <= peak <= stored + 128 * MIB:
         raise Wrong(figure)
     return figure, {"weights": stored, "held": held, "peak": peak}
 
 
 def one_pass(bench: Bench, shape: str, graph: bool) -> tuple[str, Any]:
-    """Bytes a token of the largest pass, above the weights."""
+    """The largest pass takes so many bytes for each token, beside the weights."""
     module = accelerator(bench)
     held = module.memory_reserved(bench.device)
     budget = 1024 if bench.quick else 8192
@@ -62,7 +63,7 @@ def one_pass(bench: Bench, shape: str, graph: bool) -> tuple[str, Any]:
         f"{peak / budget:.0f} bytes a token; the engine {reserved / MIB:.0f} MiB, "
         f"by the formula {formula / MIB:.0f}"
     )
-    # rounding of an allocator weighs more in a small model
+    # The rounding of an allocator weighs more in a small model.
     if abs(reserved - formula) > max(0.05 * formula, 64 * MIB):
         raise Wrong(figure)
     if again > kept or (not graph and kept > MIB):

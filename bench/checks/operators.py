@@ -1,4 +1,4 @@
-"""What the engine assumes of torch_npu's operators, each against the same in float32 on the CPU.
+"""Checks what the engine assumes of torch_npu's operators, against float32 on the CPU.
 
 The simulated CANN of the tests makes the same assumptions; here they meet the real one. Operators
 are called through the engine's own functions, so that what is checked is what is used. A tolerance
@@ -34,7 +34,7 @@ def normal(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def slack(dtype: torch.dtype) -> float:
-    """Differences of the arithmetic itself, where the result's rounding does not cover them."""
+    """The difference that arithmetic may make where the result's rounding does not cover it."""
     return 1e-5 if dtype == torch.float32 else 1e-3
 
 
@@ -60,7 +60,7 @@ def rms_norm(bench: Bench, dtype: torch.dtype) -> Figure:
 
 
 def head_norm(bench: Bench, dtype: torch.dtype) -> Figure:
-    """Of each head of a query, which is a part of a wider tensor and not contiguous."""
+    """Each head of a query is normed, which is a part of a wider tensor and not contiguous."""
     comparison = Comparison()
     weight = 1 + 0.2 * normal(128, dtype=dtype)
     for heads, kv_heads in ((16, 8), (32, 8), (2, 1)):
@@ -151,7 +151,7 @@ def linear(bench: Bench, dtype: torch.dtype) -> Figure:
 
 
 def embedding(bench: Bench, dtype: torch.dtype) -> Figure:
-    """Rows by int32 ids, first and last among them."""
+    """Rows are looked up by int32 ids, the first and the last among them."""
     table = normal(4096, 1024, dtype=dtype)
     ids = torch.tensor([0, 4095, 17, 17, 2048], dtype=torch.int32)
     got = F.embedding(ids.to(bench.device), table.to(bench.device))
@@ -198,7 +198,7 @@ def moved(inputs: Inputs, device: torch.device) -> Inputs:
 
 
 def attention_want(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Causal within each sequence."""
+    """Attention is causal within each sequence."""
     pieces = []
     for piece in zip(*(t.float().split(list(lengths)) for t in (q, k, v)), strict=True):
         q_, k_, v_ = (t.transpose(0, 1)[None] for t in piece)
@@ -208,7 +208,7 @@ def attention_want(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> T
 
 
 def attention_tolerance(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Four roundings of bfloat16, of the weighted magnitudes of the values."""
+    """The tolerance: four roundings of bfloat16 of the weighted magnitudes of the values."""
     return 4 * UNIT[torch.bfloat16] * attention_want(q, k, v.abs(), lengths)
 
 
@@ -216,7 +216,7 @@ def attention(bench: Bench, name: str) -> Figure:
     comparison = Comparison()
     attend = bench.on.attention(torch.bfloat16, captured=False)
     for lengths in LENGTHS[name]:
-        # on the CPU, which must compute the same, a long sequence takes its time
+        # The CPU must compute the same, and takes long for a long sequence.
         few = HEADS[2:3] if bench.quick or sum(lengths) > 4000 else HEADS
         for heads, kv_heads in few:
             inputs = attention_inputs(sum(lengths), heads, kv_heads, 128)
@@ -244,7 +244,7 @@ def attention_head_sizes(bench: Bench) -> Figure:
 
 
 def attention_neighbours(bench: Bench) -> Figure:
-    """What a sequence shares a batch with changes nothing of it beyond rounding."""
+    """The other sequences of a batch change nothing of a sequence beyond rounding."""
     attend = bench.on.attention(torch.bfloat16, captured=False)
     lengths = [40, 129, 17]
     q, k, v = moved(attention_inputs(186, 4, 2, 128), bench.device)
@@ -259,9 +259,9 @@ def attention_neighbours(bench: Bench) -> Figure:
 
 
 def attention_of_parts(bench: Bench) -> Figure:
-    """The last tokens of each sequence, whose first ones another pass computed."""
+    """Attention goes on after a prefix, which another pass has computed."""
     attend = bench.on.attention(torch.bfloat16, captured=False)
-    # one has no query of its own: what is missing in a graph's pass
+    # One sequence has no query, as those that a graph's pass lacks.
     own, whole = [5, 1, 0, 40, 130], [30, 77, 9, 40, 2500]
     inputs = attention_inputs(sum(whole), 4, 2, 128)
     parts = torch.arange(sum(whole)).split(whole)
@@ -275,7 +275,7 @@ def attention_of_parts(bench: Bench) -> Figure:
 
 
 def graph_attention(bench: Bench) -> tuple[Comparison, Inputs, Any, Tensor]:
-    """Two calls captured in one graph, with lengths that no replay will have."""
+    """Captures two calls in one graph, with lengths that no replay will have."""
     if bench.device.type != "npu":
         raise Skip("graphs of an NPU")
     attend = FusedInfer(bench.device)
@@ -293,7 +293,7 @@ def graph_attention(bench: Bench) -> tuple[Comparison, Inputs, Any, Tensor]:
 
 def replays(lengths: Sequence[Sequence[int]], comparison: Comparison, inputs: Inputs,
             out: Tensor) -> Iterator[list[int]]:  # fmt: skip
-    """Yields each list of lengths, and compares what is there when the caller has replayed it."""
+    """Yields lists of lengths, and compares the result after the caller has replayed each."""
     for chosen in lengths:
         out.fill_(torch.nan)
         yield list(chosen)
@@ -302,8 +302,8 @@ def replays(lengths: Sequence[Sequence[int]], comparison: Comparison, inputs: In
 
 
 def last_call_of_its_own(bench: Bench) -> Figure:
-    """In a graph with two calls: all tokens behind a prefix, then the last of each sequence, with
-    lengths of their own; against the same calls outside a graph."""
+    """A graph with two calls does what they do outside: all tokens after a prefix, then the last of
+    each sequence, with lengths of their own."""
     if bench.device.type != "npu":
         raise Skip("graphs of an NPU")
     attend = FusedInfer(bench.device)
@@ -349,7 +349,7 @@ def replay_then_update(bench: Bench) -> Figure:
 
 
 def graphs_share_memory(bench: Bench) -> Figure:
-    """Two graphs of one memory pool, replayed in turn, with inputs from pinned memory."""
+    """Two graphs of one memory pool are replayed in turn, with inputs from pinned memory."""
     if bench.device.type != "npu":
         raise Skip("graphs of an NPU")
     module = torch.npu  # type: ignore[attr-defined]
@@ -357,7 +357,7 @@ def graphs_share_memory(bench: Bench) -> Figure:
     weight = normal(512, 512).to(bench.device)
     source = torch.zeros(64, 512, device=bench.device)
     recorded = []
-    for rows in (64, 16):  # the larger first, as the engine does
+    for rows in (64, 16):  # the larger one is captured first, as in the engine
         source[:rows] @ weight @ weight
         module.synchronize()
         graph = module.NPUGraph()

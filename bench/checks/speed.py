@@ -1,4 +1,4 @@
-"""Times: kernels against the same in plain torch, and whole calls. None is right or wrong."""
+"""Measures times of kernels, of the same in plain torch, and of whole calls. None can be wrong."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pyrerank.bench.kernels import Case, measure
 
 
 def kernel(bench: Bench, name: str) -> tuple[str, Any]:
-    """As `pyrerank bench kernels`: eager, what a caller waits for; replayed, the device alone."""
+    """Times as `pyrerank bench kernels`: eager as callers wait, replayed the device alone."""
     rows = []
     for width in (2048,) if bench.quick else (1024, 2048, 4096):
         for count in (1, 8) if bench.quick else (1, 8, 64, 256):
@@ -32,7 +32,7 @@ def kernel(bench: Bench, name: str) -> tuple[str, Any]:
 
 
 def whole_calls(bench: Bench, shape: str) -> tuple[str, Any]:
-    """bench/replay.py's figures: 1, 8 and 64 documents of 200 tokens."""
+    """Times as bench/replay.py: 1, 8 and 64 documents of 200 tokens."""
     import replay
 
     engine = open_engine(bench, shape, "bfloat16", token_budget=8192)

@@ -1,4 +1,4 @@
-"""What pictures need of an NPU: the operators of the vision tower, the tower, and whole scores.
+"""Checks what pictures need: the operators of the vision tower, the tower, and whole scores.
 
 As in `checks.operators`, each against the same in float32 on the CPU, and through the engine's own
 functions where it has them.
@@ -39,7 +39,7 @@ SHAPE = "tiny-VL"
 
 
 def layer_norm(bench: Bench, dtype: torch.dtype) -> Figure:
-    """Of each patch, and of blocks of four."""
+    """LayerNorm of each patch, and of blocks of four."""
     comparison = Comparison()
     for width in [w for hidden, _ in TOWERS for w in (hidden, 4 * hidden)]:
         weight, bias = 1 + 0.2 * normal(width, dtype=dtype), normal(width, dtype=dtype)
@@ -68,7 +68,7 @@ def gelu(bench: Bench, dtype: torch.dtype, approximate: str) -> Figure:
 
 
 def linear(bench: Bench, dtype: torch.dtype) -> Figure:
-    """With a bias, which another operator adds than makes the decoder's products."""
+    """Products with a bias use another operator than the decoder's."""
     comparison = Comparison()
     for inner, width in TOWERS:
         sizes = ((7, inner), (width, inner), (width,))
@@ -76,14 +76,14 @@ def linear(bench: Bench, dtype: torch.dtype) -> Figure:
         got = F.linear(*(tensor.to(bench.device) for tensor in (x, weight, bias)))
         x, weight, bias = x.double(), weight.double(), bias.double()
         want, size = x @ weight.T + bias, x.abs() @ weight.abs().T + bias.abs()
-        # roundings of the product, and of the sum
+        # the product and the sum are rounded
         tolerance = UNIT[dtype] * (2 * want.abs() + bias.abs()) + 2e-6 * size
         comparison.add(f"7 x {inner} x {width}", got, want, tolerance)
     return comparison.figure()
 
 
 def rotary(bench: Bench) -> Figure:
-    """In float32, of a part of a wider tensor, for heads of 64 and 72."""
+    """Rotation in float32 of a part of a wider tensor, for heads of 64 and 72."""
     comparison = Comparison()
     for width in (64, 72):
         qkv = normal(129, 48, width)
@@ -99,7 +99,7 @@ def rotary(bench: Bench) -> Figure:
 
 
 def full_attention(bench: Bench, name: str, head_dim: int) -> Figure:
-    """Every patch against all of its picture, all pictures in one call."""
+    """Every patch attends to all of its picture, with all pictures in one call."""
     comparison = Comparison()
     for lengths in PATCHES[name]:
         heads = 2 if bench.quick or sum(lengths) > 4000 else 16
@@ -114,7 +114,7 @@ def full_attention(bench: Bench, name: str, head_dim: int) -> Figure:
 
 
 def pictures_want(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The result, and the same of the values' magnitudes."""
+    """Attention on the CPU, and the same of the values' magnitudes."""
     pieces: list[list[Tensor]] = [[], []]
     for piece in zip(*(t.float().split(list(lengths)) for t in (q, k, v)), strict=True):
         q_, k_, v_ = (t.transpose(0, 1)[None] for t in piece)
@@ -128,7 +128,7 @@ INDEX = [[7, 0, 63, 20], [5, 6, 5, 5], [9] * 4]  # padding repeats the first ent
 
 
 def index_copy(bench: Bench, dtype: torch.dtype) -> Figure:
-    """Rows by an int64 index, equal rows to an equal place."""
+    """Rows are written by an int64 index; those with an equal place are equal."""
     comparison = Comparison()
     for index in INDEX:
         x, rows = normal(64, 1024, dtype=dtype), normal(len(index), 1024, dtype=dtype)
@@ -142,7 +142,7 @@ def index_copy(bench: Bench, dtype: torch.dtype) -> Figure:
 
 
 def index_copy_in_a_graph(bench: Bench, dtype: torch.dtype) -> Figure:
-    """As a decoder layer does it, with another index and other rows at each replay."""
+    """A graph adds rows as a decoder layer does, with another index and other rows each time."""
     x = normal(64, 1024, dtype=dtype)
     there, rows = x.to(bench.device), torch.zeros(4, 1024, dtype=dtype, device=bench.device)
     index = torch.zeros(4, dtype=torch.int32, device=bench.device)
@@ -175,7 +175,7 @@ def picture(seed: int, height: int, width: int) -> np.ndarray:
 
 
 def tower(bench: Bench, dtype: torch.dtype) -> Figure:
-    """Features of pictures of several sizes and of a video, in one pass."""
+    """One pass makes the features of pictures of several sizes and of a video."""
     checkpoint = open_checkpoint(model(bench, SHAPE))
     grids = [(1, 4, 6), (1, 2, 2), (3, 8, 6), (1, 20, 14)]
     x = normal(sum(t * h * w for t, h, w in grids), 1536, dtype=torch.bfloat16)
@@ -183,13 +183,13 @@ def tower(bench: Bench, dtype: torch.dtype) -> Figure:
     want = kept(bench, f"{SHAPE}-features.pt", lambda: on_cpu()(x, grids))
     got = VisionTower.load(checkpoint, bench.on, dtype)(x, grids)
     comparison = Comparison()
-    # of features whose deviation is about 1
+    # features have a deviation of about 1
     comparison.add("4 pictures", got, want, 0.1 if dtype == torch.bfloat16 else 1e-4)
     return comparison.figure()
 
 
 def kept(bench: Bench, name: str, make: Callable[[], Tensor]) -> Tensor:
-    """A reference by the CPU in float32, made once for all processes."""
+    """A reference of the CPU in float32, which is made once for all processes."""
     file = bench.work / name
     if not file.is_file():
         torch.save(make(), file)
@@ -207,7 +207,7 @@ DOCUMENTS: list[Any] = [
 
 
 def scores(engine: Reranker) -> Tensor:
-    """Of the documents, then of their pictures alone in another order."""
+    """Scores the documents, then their pictures alone in another order."""
     twice = engine.score(QUERY, DOCUMENTS) + engine.score({"image": picture(1, 64, 96)}, DOCUMENTS)
     return torch.tensor(twice + engine.score(QUERY, DOCUMENTS[:3][::-1]))
 

@@ -1,4 +1,4 @@
-"""The published prompts, as the peers are given them."""
+"""The published prompts, in the form that the peers take."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ _EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
 YES, NO = 9693, 2152  # ids of the tokens "yes" and "no"
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 
-# what stands before the query, before the document, and after it
+# the text before the query, before the document, and after the document
 PARTS = {
     "qwen3": (
         f"{_HEAD}Given a web search query, retrieve relevant passages that answer the query"

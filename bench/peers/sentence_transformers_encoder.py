@@ -1,5 +1,5 @@
-"""sentence-transformers: CrossEncoder over the generative model, and SentenceTransformer, both in
-batches of 32 padded prompts."""
+"""sentence-transformers, with its CrossEncoder over the generative model and its
+SentenceTransformer.  Both take batches of 32 padded prompts."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ BATCH = 32
 
 
 class Engine:
-    computed = None  # tokens and padding, and it does not count
+    computed = None  # it computes tokens and padding, and does not count them
 
     def __init__(self, model: str, device: str, dtype: str, task: str) -> None:
         kind = family(model)
@@ -39,7 +39,7 @@ class Engine:
             [_content(query), _content(document)]
             for query, document in zip(queries, documents, strict=True)
         ]
-        # in float32, as pyrerank's: sigmoid is the default
+        # The sigmoid is taken in float32, as in pyrerank; it is the default.
         return self._encoder.predict(pairs, batch_size=BATCH, show_progress_bar=False).tolist()
 
     def embed(self, inputs: list[Any]) -> list[list[float]]:
@@ -51,4 +51,4 @@ class Engine:
 def _content(content: Any) -> Any:
     if isinstance(content, str):
         return content
-    return {"image": PIL.Image.open(content["image"])}  # torchvision, of a path, may lack decoders
+    return {"image": PIL.Image.open(content["image"])}  # torchvision may have no decoder for a path

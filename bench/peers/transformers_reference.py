@@ -1,5 +1,5 @@
-"""The recipe of the published scripts on transformers: one prompt at a time, the last hidden state
-times the difference of the rows "yes" and "no", in the model's dtype."""
+"""transformers, used as the published scripts do: it computes one prompt at a time, and multiplies
+the last hidden state by the difference of the rows "yes" and "no", in the model's dtype."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from prompts import EMBEDDING_PARTS, IMAGE, NO, PARTS, YES, family
 from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-SIDE = 32  # of what becomes one token, in pixels
+SIDE = 32  # pixels; a square of this side becomes one token
 PAD = "<|image_pad|>"
 
 
@@ -52,7 +52,7 @@ class Engine:
             if isinstance(content, str):
                 text += content
             else:
-                # of a size that the published limits leave as it is
+                # its size is one that the published limits do not change
                 images.append(np.asarray(PIL.Image.open(content["image"]).convert("RGB")))
                 height, width, _ = images[-1].shape
                 text += IMAGE.replace(PAD, PAD * (height // SIDE * (width // SIDE)))

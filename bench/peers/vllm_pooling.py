@@ -1,4 +1,4 @@
-"""vLLM as a pooling runner, in this process.
+"""vLLM, used as a pooling runner in this process.
 
 On a CPU its default cache block is 128 tokens, so that shorter prefixes in common are never found:
 ``block_size=32`` is the setting that did best.
@@ -10,7 +10,7 @@ from typing import Any
 from prompts import OVERRIDES, chat_template, family
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")  # GiB
-os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # its memory is then this process's
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # so memory is this process's
 threads = int(os.environ["OMP_NUM_THREADS"])
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", f"0-{threads - 1}")
 
@@ -23,7 +23,7 @@ class Engine:
     def __init__(self, model: str, device: str, dtype: str, task: str, **options: Any) -> None:
         kind = family(model)
         if kind == "qwen3_vl":
-            # else it profiles images of 16,384 tokens; 4 to 1,800 are the published limits
+            # 4 to 1,800 tokens are the published limits; vLLM would profile images of 16,384
             options["mm_processor_kwargs"] = {
                 "size": {"shortest_edge": 4 * 32**2, "longest_edge": 1800 * 32**2}
             }

@@ -1,4 +1,4 @@
-"""One engine in a process of its own: jobs on stdin, answers on stdout, a JSON line each.
+"""Uses one engine in a process of its own: takes jobs on stdin and answers them on stdout.
 
     python bench/peers/worker.py transformers_reference --model FOLDER
 
@@ -9,9 +9,9 @@ An engine is a module of this folder with a class `Engine`:
     embed(inputs) -> vectors of length 1
     computed                                        tokens so far; None: it does not count them
 
-A content is a text, or `{"image": path}`.  A job is `{"query", "documents"}`, or `{"inputs"}`, and
-answered with the inner products of all vectors with the first.  `"settings"` are attributes of the
-engine to set before.
+Jobs and answers are JSON lines.  A content is a text, or `{"image": path}`.  A job is `{"query",
+"documents"}`, or `{"inputs"}`, which is answered with the inner products of the first vector with
+all.  The job's `"settings"` are attributes of the engine that are set before.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from typing import Any
 
 
 def processes() -> list[Path]:
-    """This one, and those that it started."""
+    """This process and those that it has started."""
     found = [Path("/proc/self")]
     for process in found:
         for thread in process.glob("task/*/children"):
@@ -34,14 +34,14 @@ def processes() -> list[Path]:
 
 
 def reset_peak() -> None:
-    """Has the kernel forget the peak of what is resident."""
+    """Makes the kernel forget how much was resident at the most."""
     for process in processes():
         (process / "clear_refs").write_text("5")
 
 
 def memory() -> dict[str, int]:
-    """Bytes: the peak of what was resident since `reset_peak`, and what is there now and belongs to
-    no file."""
+    """How many bytes were resident at the most since `reset_peak`, and how many of those that are
+    now belong to no file."""
     total = {"VmHWM": 0, "RssAnon": 0}
     for process in processes():
         for line in (process / "status").read_text().splitlines():
@@ -79,7 +79,7 @@ def answer(engine: Any, job: dict[str, Any], device: str) -> dict[str, Any]:
         result["computed"] = engine.computed - computed
     if accelerator is not None:
         result["device_bytes"] = accelerator.max_memory_reserved()
-    reset_peak()  # here, so that the first job's peak has that of loading
+    reset_peak()  # now, so that the peak of the first job includes loading
     return result
 
 
@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--task", default="score")
     parser.add_argument("--options", type=json.loads, default={})
     arguments = parser.parse_args()
-    # libraries print: stdout is for answers alone
+    # Libraries print to stdout, which is for answers alone.
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     module = importlib.import_module(arguments.engine)

@@ -307,7 +307,7 @@ def test_scores_that_differ_fail_the_run(folders, tmp_path, monkeypatch, capsys)
         def __init__(self, kind, *_):
             self._module = kind.module
 
-        run = answer
+        ask = answer
 
         def close(self):
             pass
