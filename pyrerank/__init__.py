@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pyrerank.cli.convert import Converted, convert
+    from pyrerank.converter import Converted, convert
     from pyrerank.embedder import Embedder, Embedding, embed
     from pyrerank.errors import (
         CheckpointChanged,
@@ -61,7 +61,7 @@ HOMES = (
     "prompts.items",
     "embedder",
     "reranker",
-    "cli.convert",
+    "converter",
 )
 
 

@@ -142,7 +142,7 @@ def serve(args: argparse.Namespace) -> int:
 
 
 def convert(args: argparse.Namespace) -> int:
-    from pyrerank.cli.convert import BOUND, convert
+    from pyrerank.converter import BOUND, convert
 
     done = convert(args.source, args.target, merge_lora=args.merge_lora)
     files = "1 file" if done.files == 1 else f"{done.files} files"
