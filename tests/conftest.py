@@ -16,7 +16,7 @@ from hypothesis import settings
 from tokenizers import Tokenizer
 
 ROOT = Path(__file__).parents[1]
-sys.path += [str(ROOT / folder) for folder in ("examples", "tests/support", "docs/figures")]
+sys.path += [str(ROOT / folder) for folder in ("examples", "tests/support", "docs", "docs/figures")]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 # A shell starts background jobs with signals ignored, which children inherit.  Handlers are set
