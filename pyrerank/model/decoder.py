@@ -147,7 +147,7 @@ class Decoder(nn.Module):
         config = checkpoint.config
         with torch.device("meta"):
             decoder = cls(config, device, Float())
-        load(decoder, partial(checkpoint.decoder_weights, dtype=dtype), device)
+        load(decoder, partial(checkpoint.weights, dtype=dtype), device)
         exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
         decoder.inv_freq = (1.0 / config.rope_theta**exponent).to(device.torch_device)
         decoder.axes = interleaved_axes(config.mrope_section).to(device.torch_device)

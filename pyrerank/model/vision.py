@@ -138,7 +138,7 @@ class VisionTower(nn.Module):
         config = checkpoint.vision_config()
         with torch.device("meta"):
             tower = cls(config, device, Float())
-        load(tower, partial(checkpoint.vision_weights, dtype=dtype), device)
+        load(tower, partial(checkpoint.weights, dtype=dtype, vision=True), device)
         exponent = torch.arange(0, config.head_dim // 2, 2, dtype=torch.float32)
         inv_freq = 1.0 / ROPE_THETA ** (exponent / (config.head_dim // 2))
         tower.inv_freq = inv_freq.to(device.torch_device)

@@ -1,8 +1,8 @@
 """Chat templates: the wording of prompts that a checkpoint's folder carries.
 
-sentence-transformers renders a prompt with the folder's Jinja template.  Here the template is
-rendered with marks in place of instruction and contents, once, and what stands between the marks is
-the wording: user text never goes through a template.
+sentence-transformers renders each prompt with the folder's Jinja template.  Here the template is
+rendered once, with marks in place of instruction and contents.  The texts between the marks are the
+wording, and text of callers never goes through a template.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 
 from pyrerank.errors import CheckpointError
 
-# A mark has blanks around it, which a template that trims or rewrites contents would lose.
+# A mark has blanks around it; a template that trims or rewrites contents loses them.
 _MARK = re.compile("\n \ue000(\\w+)\ue001 \n")
-# how a template shows that it takes contents as lists of parts, as sentence-transformers guesses it
+# A template with one of these takes contents as lists of parts; so sentence-transformers guesses.
 _STRUCTURED = ("content[0]", ".type", "'type'", '"type"', "message.content[")
 
 
@@ -27,17 +27,19 @@ class Chat:
     """A chat template with the variables it is rendered with.
 
     Attributes:
-        source: the template, and ``file``, where it was found.
+        source: the template.
+        file: the name of the file that it is from.
         variables: names and values.
-        structured: whether contents are lists of parts, not texts.
+        structured: whether contents are lists of parts, and not texts.
     """
 
     source: str
     file: str
     variables: Mapping[str, Any] = field(default_factory=dict)
     structured: bool = True
-    _embedding: dict[bool, list[str]] = field(default_factory=dict, compare=False, repr=False)
-    _scoring: dict[bool, list[str] | None] = field(default_factory=dict, compare=False, repr=False)
+    _known: dict[tuple[str, ...], list[str]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     @classmethod
     def of_folder(
@@ -51,9 +53,9 @@ class Chat:
 
         Args:
             tokenizer: what ``tokenizer_config.json`` says.
-            variables: ``chat_template`` of ``processing_kwargs``: it may name one of several
-                templates, under "chat_template".
-            format: of contents, "structured" or "flat"; None and "auto" leave it to the template.
+            variables: ``chat_template`` of ``processing_kwargs``, whose own "chat_template" may
+                name one of several templates.
+            format: "structured" contents or "flat" ones; None and "auto" leave it to the template.
 
         Raises:
             CheckpointError: there is no such template.
@@ -79,43 +81,46 @@ class Chat:
         return cls(source, file, values, structured)
 
     def embedding(self, system: bool) -> list[str]:
-        """Wording of an embedder's prompt, with an instruction or without; see `_parts`."""
-        if system not in self._embedding:
-            self._embedding[system] = self._parts(["user"], system)
-        return self._embedding[system]
+        """The wording of an embedder's prompt, with an instruction or without.
+
+        Texts of the template are at even places, and between them the names of what stands there:
+        "system", which is the instruction, and "user", which is the content.
+
+        Raises:
+            CheckpointError: the template cannot be followed.
+        """
+        return self._parts(system, "user")
 
     def scoring(self, system: bool) -> list[str] | None:
-        """As `embedding`, of a pair's prompt; None where the template knows no pairs."""
-        if system not in self._scoring:
-            try:
-                self._scoring[system] = self._parts(["query", "document"], system)
-            except _NoPairs:
-                self._scoring[system] = None
-        return self._scoring[system]
+        """As `embedding`, for a pair, whose contents are "query" and "document"; None if the
+        template knows no pairs."""
+        return self._parts(system, "query", "document") or None
 
-    def _parts(self, roles: list[str], system: bool) -> list[str]:
-        """Texts of the template at even places, between them the names of what stands there:
-        "system", which is the instruction, and the roles."""
-        wanted = ["system"] * system + roles
-        rendered = self._render([self._message(role) for role in wanted])
-        parts = _MARK.split(rendered)
-        found = parts[1::2]
-        if "query" in roles and not any(f"\ue000{role}\ue001" in rendered for role in roles):
-            raise _NoPairs
-        if sorted(found) != sorted(wanted):
-            raise CheckpointError(
-                f"{self.file}: this chat template does not render each of {', '.join(wanted)} "
-                "once and as it is; pyrerank cannot follow it"
-            )
-        return parts
+    def _parts(self, system: bool, *contents: str) -> list[str]:
+        """The wording with these contents; empty if they are a pair and the template knows none."""
+        roles = ("system", *contents) if system else contents
+        if roles not in self._known:
+            rendered = self._render(roles)
+            parts = _MARK.split(rendered)
+            shown = any(f"\ue000{role}\ue001" in rendered for role in contents)
+            if "query" in contents and not shown:
+                parts = []
+            elif sorted(parts[1::2]) != sorted(roles):
+                raise CheckpointError(
+                    f"{self.file}: this chat template does not render each of {', '.join(roles)} "
+                    "once and as it is; pyrerank cannot follow it"
+                )
+            self._known[roles] = parts
+        return self._known[roles]
 
     def _message(self, role: str) -> dict[str, Any]:
         text = f"\n \ue000{role}\ue001 \n"
         content = [{"type": "text", "text": text}] if self.structured else text
         return {"role": role, "content": content}
 
-    def _render(self, messages: list[dict[str, Any]]) -> str:
-        # it comes with torch, and most folders need none
+    def _render(self, roles: tuple[str, ...]) -> str:
+        """The template with a mark in each message; empty if it refuses a pair."""
+        # jinja2 comes with torch, and most folders do not need it
         from jinja2 import TemplateError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -132,31 +137,24 @@ class Chat:
         environment.globals["raise_exception"] = refuse
         try:
             template = environment.from_string(self.source)
-            return template.render(
-                {"add_generation_prompt": False} | dict(self.variables), messages=messages
-            )
+            variables = {"add_generation_prompt": False} | dict(self.variables)
+            return template.render(variables, messages=[self._message(role) for role in roles])
         except (TemplateError, TypeError, ValueError, LookupError) as error:
-            if any(message["role"] == "query" for message in messages):
-                raise _NoPairs from error
+            if "query" in roles:
+                return ""
             raise CheckpointError(
                 f"{self.file}: this chat template cannot be rendered: {error}"
             ) from error
 
 
-class _NoPairs(Exception):
-    """A template that has no place for queries and documents."""
-
-
 def _templates(path: Path, tokenizer: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Name -> source and file of each template; files of their own come before keys."""
+    """A template's name -> its source and its file.  A file of its own comes before a key."""
     found: dict[str, tuple[str, str]] = {}
-    stored = tokenizer.get("chat_template")
-    entries: list[Any] = (
-        stored if isinstance(stored, list) else [{"name": "default", "template": stored}]
-    )
-    for entry in entries:
-        if stored is not None:
-            found[str(entry["name"])] = str(entry["template"]), "tokenizer_config.json"
+    stored = tokenizer.get("chat_template") or []
+    if isinstance(stored, str):
+        stored = [{"name": "default", "template": stored}]
+    for entry in stored:
+        found[str(entry["name"])] = str(entry["template"]), "tokenizer_config.json"
     old = path / "chat_template.json"
     if old.is_file():
         try:

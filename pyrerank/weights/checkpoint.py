@@ -1,7 +1,6 @@
-"""Checkpoints: from a folder to a configuration, a tokenizer and tensors.
+"""Checkpoints: from a folder, as models are published, to a configuration, a tokenizer and tensors.
 
-Reads what is published, as published: ``config.json``, ``tokenizer.json`` and safetensors, single
-or sharded.  Knows nothing of prompts or of how the tensors are used.
+This module knows nothing of prompts, or of how tensors are used.
 """
 
 from __future__ import annotations
@@ -18,34 +17,43 @@ from tokenizers import Tokenizer, normalizers
 
 from pyrerank.errors import CheckpointError
 from pyrerank.weights.config import DecoderConfig, VisionConfig
-from pyrerank.weights.find import find_folder, read_json, refuse_pointer, weight_files
+from pyrerank.weights.find import (
+    find_folder,
+    optional_json,
+    read_json,
+    refuse_pointer,
+    weight_files,
+)
 from pyrerank.weights.modules import Modules, check_config
 from pyrerank.weights.tensors import TensorFile, listed, open_weights
 
-# architecture in config.json -> (prompt family, is the head one classifier vector?)
+# architecture in config.json -> family, and whether the head is the vector of a classifier
 ARCHITECTURES = {
     "Qwen3ForCausalLM": ("qwen3", False),
     "Qwen3ForSequenceClassification": ("qwen3", True),
     "Qwen3VLForConditionalGeneration": ("qwen3-vl", False),
     "Qwen3VLForSequenceClassification": ("qwen3-vl", True),
-    # without a head, as sentence-transformers and AutoModel save them
+    # sentence-transformers and AutoModel save models without a head
     "Qwen3Model": ("qwen3", False),
     "Qwen3VLModel": ("qwen3-vl", False),
 }
-DECODER = {"qwen3": "", "qwen3-vl": "language_model."}  # before the decoder's names, in the model
-VISION = "visual."
+DECODER = {"qwen3": "", "qwen3-vl": "language_model."}  # begins the decoder's names in a model
+VISION = "visual."  # begins the vision tower's
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint: configuration read, tensor names and shapes known, no weight read.
+    """An opened checkpoint.  Its settings and the names of its tensors are read, and no weight.
 
     Attributes:
         architecture: the one of `ARCHITECTURES` that config.json names.
+        classifier: whether its head is the vector of a classifier, ``score.weight``.
+        tied: whether the embedding is its output matrix.
+        config: the shape of the decoder.
         settings: what config.json says.
         modules: what the files beside it say of prompts, pooling and limits.
-        tensors: every stored name -> the file that holds it.
-        mapped: files of which tensors have been given away as views.
+        tensors: a tensor's stored name -> the file that holds it.
+        mapped: the files of the tensors that were given away as views.
     """
 
     path: Path
@@ -61,21 +69,21 @@ class Checkpoint:
 
     @property
     def root(self) -> str:
-        """What stands before all names but the heads'; nothing where the model was saved without
-        one, as Qwen3-Embedding is published."""
+        """The beginning of all names but the heads': none if the model was saved without a head,
+        as Qwen3-Embedding is published."""
         bare = f"{DECODER[self.family]}embed_tokens.weight" in self.tensors
         return "" if bare else "model."
 
     @property
     def decoder(self) -> str:
-        """What stands before the decoder's names."""
+        """The beginning of the decoder's names."""
         return self.root + DECODER[self.family]
 
     @property
     def task(self) -> str | None:
-        """The only thing the folder is for: "score" or "embed"; None where it can do both.
+        """What the model is for: "score" or "embed"; None if it does both.
 
-        ``pyrerank_task`` in config.json says so of a checkpoint whose files do not tell.
+        ``pyrerank_task`` in config.json says it for a checkpoint whose other files do not.
         """
         if self.classifier or self.settings.get("pyrerank_task") == "score":
             return "score"
@@ -89,7 +97,7 @@ class Checkpoint:
     def max_positions(self) -> int:
         """Most tokens of a prompt that the model was made for."""
         text = self.settings.get("text_config", self.settings)
-        # where config.json does not say, transformers takes these
+        # the defaults of transformers
         default = {"qwen3": 32768, "qwen3-vl": 128000}[self.family]
         return int(text.get("max_position_embeddings", default))
 
@@ -112,12 +120,11 @@ class Checkpoint:
         return tokenizer
 
     def _check_tokens(self, tokenizer: Tokenizer) -> None:
-        """Refuses what other files say of tokens and tokenizer.json does not."""
-        config = read_json(file) if (file := self.path / "tokenizer_config.json").is_file() else {}
-        added = {token["content"]: int(id) for id, token in
-                 (config.get("added_tokens_decoder") or {}).items()}  # fmt: skip
-        if (file := self.path / "added_tokens.json").is_file():
-            added |= read_json(file)
+        """Refuses other files that contradict tokenizer.json, or ask for other tokens."""
+        config = optional_json(self.path / "tokenizer_config.json")
+        known = config.get("added_tokens_decoder") or {}
+        added = {token["content"]: int(id) for id, token in known.items()}
+        added |= optional_json(self.path / "added_tokens.json")
         names = {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>"}
         added |= {names[key]: self.settings[key] for key in names if key in self.settings}
         for token, id in added.items():
@@ -137,37 +144,26 @@ class Checkpoint:
         """The shape of the vision tower; raises as `VisionConfig.read`."""
         return VisionConfig.read(self.path, self.settings, self.config)
 
-    def decoder_weights(
-        self, shapes: Mapping[str, torch.Size], *, dtype: torch.dtype
+    def weights(
+        self, shapes: Mapping[str, torch.Size], *, dtype: torch.dtype, vision: bool = False
     ) -> Callable[..., torch.Tensor]:
-        """What reads a tensor of the decoder by its name, without the checkpoint's prefix; or
-        several by their names, joined along the first dimension.
+        """A function that reads tensors of the decoder, or with ``vision`` those of the tower.
 
-        ``shapes`` says what is wanted: missing, extra and misshapen tensors raise
-        `CheckpointError` before any weight is read.  One tensor that is stored in ``dtype`` is a
-        view of the mapped file, see `check_unchanged`; any other, and what is joined, a copy on
-        the host.
+        It takes the name of a tensor, without the beginning that all of them share; or several
+        names, whose tensors it joins along the first dimension.  A single tensor that is stored in
+        ``dtype`` is a view of the mapped file, see `check_unchanged`; all else is a copy on the
+        host.
+
+        Args:
+            shapes: all tensors that are wanted.
+
+        Raises:
+            CheckpointError: tensors are missing, extra or misshapen.  No weight was read yet.
         """
-        head = {"lm_head.weight"} | ({"score.weight", "score.bias"} if self.classifier else set())
-        vision = self.root + VISION
-        stored = {name for name in self.tensors if not name.startswith(vision)} - head
-        return self._weights(self.decoder, stored, shapes, dtype)
-
-    def vision_weights(
-        self, shapes: Mapping[str, torch.Size], *, dtype: torch.dtype
-    ) -> Callable[..., torch.Tensor]:
-        """As `decoder_weights`, of the vision tower."""
-        vision = self.root + VISION
-        stored = {name for name in self.tensors if name.startswith(vision)}
-        return self._weights(vision, stored, shapes, dtype)
-
-    def _weights(
-        self,
-        prefix: str,
-        stored: set[str],
-        shapes: Mapping[str, torch.Size],
-        dtype: torch.dtype,
-    ) -> Callable[..., torch.Tensor]:
+        tower = self.root + VISION
+        prefix = tower if vision else self.decoder
+        heads = {"lm_head.weight"} | ({"score.weight", "score.bias"} if self.classifier else set())
+        stored = {name for name in self.tensors if name.startswith(tower) == vision} - heads
         wanted = {prefix + name: shape for name, shape in shapes.items()}
         problems = [f"missing {name}" for name in sorted(wanted.keys() - stored)]
         problems += [f"unexpected {name}" for name in sorted(stored - wanted.keys())]
@@ -179,17 +175,17 @@ class Checkpoint:
             raise CheckpointError(
                 f"{self.path}: the tensors do not fit config.json: {listed(problems)}"
             )
-        opened = functools.cache(TensorFile.open)  # once for all views
+        opened = functools.cache(TensorFile.open)  # a file is mapped once for all views
 
         def read(*names: str) -> torch.Tensor:
-            stored = [prefix + name for name in names]
-            files = [self.tensors[name] for name in stored]
-            if len(names) == 1 and self._as_stored(stored[0]):
-                view: torch.Tensor = opened(files[0]).get_tensor(stored[0])
+            full = [prefix + name for name in names]
+            files = [self.tensors[name] for name in full]
+            if len(names) == 1 and self._as_stored(full[0]):
+                view: torch.Tensor = opened(files[0]).get_tensor(full[0])
                 if view.dtype == dtype:
                     self.mapped.add(files[0])
                     return view
-            parts = [self.tensor(name).to(dtype) for name in stored]
+            parts = [self.tensor(name).to(dtype) for name in full]
             joined = torch.cat(parts) if len(parts) > 1 else parts[0]
             for file in files:
                 file.check()
@@ -198,13 +194,15 @@ class Checkpoint:
         return read
 
     def classifier_vector(self, yes: int, no: int | None) -> tuple[torch.Tensor, float]:
-        """The vector w (float32 [hidden_size]) and bias with logit = norm(hidden) . w + bias.
+        """The vector w, float32 [hidden_size], and the bias of logit = norm(hidden) . w + bias.
 
-        For a causal or VL checkpoint w = float32(head[yes]) - float32(head[no]), where head is
-        ``lm_head.weight`` or, where a tied checkpoint stores none, the embedding table; only these
-        two rows are read.  (transformers, too, prefers a stored ``lm_head.weight`` that differs
-        from the embedding.)  Without ``no``, w is the row of yes.  For a sequence-classification
-        checkpoint w is ``score.weight``.
+        A classifier stores them.  For any other checkpoint w = float32(head[yes]) -
+        float32(head[no]), or the row of yes alone; head is ``lm_head.weight``, or the embedding
+        table if a tied checkpoint stores no head.  (transformers, too, prefers a stored head that
+        differs from the embedding.)  Only these rows are read.
+
+        Raises:
+            CheckpointError: the checkpoint has no head, or no such rows.
         """
         size = self.config.hidden_size
         if self.architecture.endswith("Model") or not self.root:
@@ -230,7 +228,7 @@ class Checkpoint:
         return rows[0] - rows[1:].sum(0), 0.0
 
     def not_finite(self) -> list[str]:
-        """Names of the stored tensors that hold a NaN or an infinity.  Reads every weight.
+        """The names of the tensors that hold a NaN or an infinity.  Reads every weight.
 
         Raises: `CheckpointChanged`, as `check_unchanged`.
         """
@@ -240,15 +238,16 @@ class Checkpoint:
         return names
 
     def check_unchanged(self) -> None:
-        """Raises `CheckpointChanged` if a file was written to of which tensors are used as views.
+        """Raises `CheckpointChanged` if a file was written to whose tensors are used as views.
 
-        What a pass reads of a file that was cut short ends the process; call this before.
+        It is called before a pass, because reading a view of a file that was cut short ends the
+        process.
         """
         for file in self.mapped:
             file.check()
 
     def _as_stored(self, name: str) -> bool:
-        """Whether `tensor` gives what the file holds, so that a view of that will do."""
+        """Whether `tensor` gives what the file holds, so that a view of the file will do."""
         return True
 
     def tensor(self, name: str) -> torch.Tensor:
@@ -269,17 +268,17 @@ class Checkpoint:
 
 
 def open_checkpoint(model: str | os.PathLike[str] | Checkpoint) -> Checkpoint:
-    """Opens a folder, or a hub name whose files are already on this machine.
+    """Opens a checkpoint whose files are on this machine.  Nothing is ever downloaded.
 
     Args:
         model: a folder with ``config.json``, ``tokenizer.json`` and ``*.safetensors``; or a name
-            such as ``Qwen/Qwen3-Reranker-0.6B``, looked up in the caches of huggingface_hub and
-            ModelScope.  Nothing is ever downloaded.  An opened checkpoint is returned as it is.
-            ``demo``, where there is no such folder, is the small model that ships with pyrerank.
+            such as ``Qwen/Qwen3-Reranker-0.6B``, which is looked up in the caches of
+            huggingface_hub and ModelScope; or ``demo``, the small model that ships with pyrerank.
+            An opened checkpoint is returned as it is.
 
     Raises:
-        CheckpointError: nothing found (the message says how to get the files), or the folder holds
-            no weights, a damaged or quantised file, an adapter, or a model of another family.
+        CheckpointError: nothing was found, and the message says how to get the files; or the folder
+            holds no weights, a damaged or quantised file, an adapter, or a model of another family.
     """
     if isinstance(model, Checkpoint):
         return model
@@ -307,7 +306,7 @@ def open_checkpoint(model: str | os.PathLike[str] | Checkpoint) -> Checkpoint:
     text = config.get("text_config", config)
     tensors = open_weights(path, config)
     check_config(path, config)
-    # ms-swift puts the head of a classifier on a class that has another one, and keeps its name
+    # ms-swift gives a class with another head that of a classifier, and keeps the class's name
     classifier |= "score.weight" in tensors and "lm_head.weight" not in tensors
     return Checkpoint(
         path=path,

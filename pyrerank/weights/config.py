@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pyrerank.errors import CheckpointError
-from pyrerank.weights.find import read_json
+from pyrerank.weights.find import optional_json
 
 FULL = ["full_attention"]  # the only kind of layer that is run
 
@@ -174,12 +174,11 @@ class VisionConfig:
 def _preprocessors(path: Path) -> dict[str, dict[str, Any]]:
     """The settings of pictures' pixels that a folder has, by the names of their files."""
     names = ("preprocessor_config.json", "video_preprocessor_config.json")
-    settings = {name: read_json(path / name) for name in names if (path / name).is_file()}
+    settings = {name: optional_json(path / name) for name in names}
     name = "processor_config.json"  # transformers 5 writes both into this file
-    if (path / name).is_file():
-        for kind in ("image_processor", "video_processor"):
-            nested = read_json(path / name).get(kind)
-            settings |= {f"{name}, {kind}": nested} if isinstance(nested, dict) else {}
+    for kind in ("image_processor", "video_processor"):
+        nested = optional_json(path / name).get(kind)
+        settings |= {f"{name}, {kind}": nested} if isinstance(nested, dict) else {}
     return settings
 
 

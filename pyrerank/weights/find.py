@@ -1,7 +1,7 @@
 """Finding a checkpoint: from a folder or a hub name to the folder, and to its files of weights.
 
-What is not there, or is of a kind that cannot be read, is refused with what to do about it.  Knows
-nothing of what the files say, but where they tell that they are something else.
+A message about a file that is absent, or of a kind that cannot be read, says what to do about it.
+This module looks into files only to tell what they are instead.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pyrerank.errors import CheckpointError
 DEMO = Path(__file__).parents[1] / "demo/model"
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"model-(\d+)-of-(\d+)\.safetensors")
-POINTER = b"version https://git-lfs"  # the beginning of what git stands in for a large file
+POINTER = b"version https://git-lfs"  # a file that git left in place of a large one begins so
 NEEDED = ("config.json", "tokenizer.json")  # beside weights
 
 # Weights that pyrerank does not read: pattern of a file's name -> what it is, and what to do.
@@ -42,12 +42,12 @@ OTHERS |= {f"*.{kind}": OTHERS["*.bin"] for kind in ("pt", "pth", "ckpt")}
 def find_folder(model: str | os.PathLike[str]) -> Path:
     """The folder of a model: itself, or where a cache has the hub name.
 
-    Of a name, the first copy is taken that has all files: the one that ``main`` names in the cache
-    of huggingface_hub, that in ModelScope's, and then, with a warning, other snapshots in the
-    former, from the newest.
+    A name may have several copies.  The first is taken that has all files: the snapshot that
+    ``main`` names in the cache of huggingface_hub, then the copy in ModelScope's, and then, with a
+    warning, other snapshots in the former, the newest first.
 
     Raises:
-        CheckpointError: there is none.  The message says what each copy lacks and how to get one.
+        CheckpointError: there is none.  The message says what each copy lacks, and how to get one.
         TypeError: ``model`` is neither a text nor a path.
     """
     if not isinstance(model, (str, os.PathLike)):
@@ -61,7 +61,7 @@ def find_folder(model: str | os.PathLike[str]) -> Path:
     if path.exists():
         hint = other_weights(path) or f"give the folder that holds it, {path.parent}"
         raise CheckpointError(f"model {name!r} is a file; {hint}")
-    # takes a fifth of a second, and a folder needs none of it
+    # this import takes a fifth of a second, and a folder needs none of it
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -101,13 +101,14 @@ def find_folder(model: str | os.PathLike[str]) -> Path:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a checkpoint's weights, chosen as transformers does.
+    """The files that hold a checkpoint's weights, chosen as transformers chooses them.
 
-    ``model.safetensors``, whatever is beside it; else what its index names; or, without one, a
-    set of numbered files that is complete.
+    ``model.safetensors`` is taken alone; without it, the files that an index names; without an
+    index, numbered files.
 
     Raises:
-        CheckpointError: a file of a set is absent, or there is none; says what there is instead.
+        CheckpointError: one of several files is absent; or there is none, and the message says what
+            there is instead.
     """
     names, by = _names_of_weights(folder)
     if not names:
@@ -120,7 +121,8 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _names_of_weights(folder: Path) -> tuple[set[str], str]:
-    """The names of the files, whether they are there or not; and what says that they belong."""
+    """The names of the files, whether they are there or not; and what says that they belong
+    together."""
     if (folder / WHOLE).is_file():
         return {WHOLE}, WHOLE
     if (folder / INDEX).is_file():
@@ -134,7 +136,7 @@ def _names_of_weights(folder: Path) -> tuple[set[str], str]:
 
 
 def weight_map(folder: Path) -> dict[str, str]:
-    """What the index says: a tensor's name -> the name of the file that holds it."""
+    """The index: a tensor's name -> the name of the file that holds it."""
     index = folder / INDEX
     found = read_json(index).get("weight_map")
     if not isinstance(found, dict) or not found:
@@ -143,16 +145,14 @@ def weight_map(folder: Path) -> dict[str, str]:
 
 
 def lacks(folder: Path) -> list[str]:
-    """What of a checkpoint's files is not in ``folder``."""
-    absent = [name for name in NEEDED if not (folder / name).is_file()]
+    """The names of a checkpoint's files that are not in ``folder``."""
     names, _ = _names_of_weights(folder)
-    return absent + sorted(
-        name for name in names or {"model*.safetensors"} if not (folder / name).is_file()
-    )
+    wanted = (*NEEDED, *sorted(names or {"model*.safetensors"}))
+    return [name for name in wanted if not (folder / name).is_file()]
 
 
 def what_else(folder: Path) -> str:
-    """What a folder is, or holds, that is no checkpoint; and what to do about it."""
+    """Says what a folder without a checkpoint is, or holds, and what to do about it."""
     if not (names := sorted(os.listdir(folder))):
         return "the folder is empty"
     if (folder / "adapter_config.json").is_file():
@@ -174,33 +174,41 @@ def what_else(folder: Path) -> str:
 
 
 def other_weights(file: Path) -> str | None:
-    """What a file of weights is that is not read, and what to do; None of any other file."""
+    """Says what a file of weights is that is not read, and what to do; None for any other file."""
     if file.name in ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt"):
         return None
     return next((text.format(file.name) for p, text in OTHERS.items() if file.match(p)), None)
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object that ``file`` holds; `CheckpointError` where it holds none."""
-    try:
-        refuse_pointer(file)
-        value = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
+    """The object that a file holds.  Raises `CheckpointError` if it is absent, or holds none."""
+    if not file.is_file():
         raise CheckpointError(
             f"{file.parent} has no {file.name}; give the folder of a published checkpoint: "
             f"{what_else(file.parent)}"
-        ) from None
-    except ValueError as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{file} is not valid JSON: {error}") from error
+        )
+    return optional_json(file)
+
+
+def optional_json(file: Path) -> dict[str, Any]:
+    """As `read_json`, but an empty object if there is no such file."""
+    value = parse_json(file) if file.is_file() else {}
     if not isinstance(value, dict):
         raise CheckpointError(f"{file} must hold a JSON object, not {type(value).__name__}")
     return value
 
 
+def parse_json(file: Path) -> Any:
+    """The value that a file holds.  Raises `CheckpointError` if it is no JSON."""
+    refuse_pointer(file)
+    try:
+        return json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{file} is not valid JSON: {error}") from error
+
+
 def refuse_pointer(file: Path) -> None:
-    """`CheckpointError` where git has only left a note in the place of the file."""
+    """Raises `CheckpointError` if git has left only a note in the place of a file."""
     with file.open("rb") as stream:
         if stream.read(len(POINTER)) == POINTER:
             raise CheckpointError(
@@ -212,8 +220,8 @@ def refuse_pointer(file: Path) -> None:
 def _snapshots(repo: str) -> tuple[list[Path], list[Path]]:
     """The snapshot of ``main`` in huggingface_hub's cache, if it is there; and all others.
 
-    Not by ``snapshot_download``: since 1.22 that keeps a listing of the repository, and refuses a
-    snapshot of which something was left out on purpose.
+    ``snapshot_download`` does not do: since 1.22 it keeps a listing of the repository, and refuses
+    a snapshot from which something was left out on purpose.
     """
     folder = _hub_cache() / f"models--{repo.replace('/', '--')}"
     ref = folder / "refs/main"
@@ -247,7 +255,7 @@ def _modelscope_roots() -> list[Path]:
 
 
 def _close_names(repo: str) -> str:
-    """The names in the caches that ``repo`` may have meant."""
+    """Names in the caches that are like ``repo``, as the end of a sentence."""
     names = {
         path.name.removeprefix("models--").replace("--", "/")
         for path in _hub_cache().glob("models--*")
@@ -263,7 +271,7 @@ def _close_names(repo: str) -> str:
 
 
 def _nearest_folder(path: Path) -> str:
-    """Up to where a path that does not exist does."""
+    """Says how much of a path that does not exist does exist, as the end of a sentence."""
     if "\\" in str(path):
         return ": folders are told apart by /, not \\"
     if len(path.parts) < 3 and not path.is_absolute():

@@ -1,8 +1,8 @@
-"""LoRA adapters in PEFT's format, merged into a checkpoint's tensors as they are read.
+"""LoRA adapters in PEFT's format, which are merged into a checkpoint's tensors as these are read.
 
-Merged is what a sum can say exactly: W + scale * B A of a linear layer, and whole tensors that were
-trained beside them (``modules_to_save``).  Anything else that an adapter asks for is refused by
-name.
+An adapter may hold factors, whose product is added to the weight of a linear layer, W + scale *
+B A, and whole tensors that were trained beside them (``modules_to_save``).  Anything else that it
+asks for is refused by its name.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from pyrerank.weights.find import read_json
 from pyrerank.weights.modules import Modules
 from pyrerank.weights.tensors import TensorFile, listed
 
-PREFIX = "base_model.model."  # PEFT's wrapping of the model, before every name
-# A layer's name, in the model with its head, in that without, and in sentence-transformers' module.
+PREFIX = "base_model.model."  # begins every name, because PEFT wraps the model
+# A layer's name begins so in the model with a head, in that without, and in sentence-transformers.
 OUTER = r"(?:0\.)?(?:auto_model\.|model\.)?(?:model\.)?"
 LAYER = {
     "qwen3": re.compile(OUTER + r"((?:layers|embed_tokens|norm)\b.*)"),
-    # the decoder had a "model" of its own, or the model had none, in other releases
+    # in other releases the decoder had a "model" of its own, or the model had none
     "qwen3-vl": re.compile(
         OUTER + r"(?:language_model\.(?:model\.)?((?:layers|embed_tokens|norm)\b.*)|visual\.(.*))"
     ),
 }
 
-# Settings of adapter_config.json that merging follows.
+# Merging follows these settings of adapter_config.json.
 READ = {"peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"}
 READ |= {"modules_to_save", "init_lora_weights"}
-# Those that were for training, or that the tensors' names repeat.  PEFT takes fan_in_fan_out as
-# false, whatever it says, for the kind of linear layer that these models have.
+# These were for training, or the tensors' names repeat them.  PEFT takes fan_in_fan_out as false,
+# whatever it says, for the kind of linear layer that these models have.
 UNUSED = {"auto_mapping", "base_model_name_or_path", "revision", "task_type", "inference_mode"}
 UNUSED |= {"peft_version", "lora_dropout", "target_modules", "exclude_modules", "fan_in_fan_out"}
 UNUSED |= {"layers_to_transform", "layers_pattern", "megatron_core", "qalora_group_size"}
 UNUSED |= {"eva_config"}
-# All others, also those of a PEFT that is not written yet, must be off.
+# All others must be off, including those of later releases of PEFT.
 OFF: tuple[object, ...] = (None, False, "none", [], {})
-# Other initialisations change the weights that the adapter is added to.
+# Other initialisations than these change the weights that the adapter is added to.
 KEEPS_WEIGHTS: tuple[object, ...] = (None, True, False, "gaussian", "eva", "orthogonal")
 
 
@@ -63,14 +63,16 @@ class Update:
 class MergedCheckpoint(Checkpoint):
     """A checkpoint whose tensors are read as if an adapter had been merged into its files.
 
-    ``updates`` and ``replaced`` are by the names of the checkpoint's tensors.
+    Attributes:
+        updates: what is added to a tensor, by the tensor's name.
+        replaced: what is in place of a tensor, by the tensor's name.
     """
 
     updates: Mapping[str, Update]
     replaced: Mapping[str, torch.Tensor]
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The merged tensor: summed in float32, rounded once to the stored dtype."""
+        """The merged tensor, which is summed in float32 and rounded once, to the stored dtype."""
         stored = super().tensor(name)
         if name in self.replaced:
             return self.replaced[name].to(stored.dtype)
@@ -84,7 +86,7 @@ class MergedCheckpoint(Checkpoint):
         return name not in self.updates and name not in self.replaced
 
     def classifier_vector(self, yes: int, no: int | None) -> tuple[torch.Tensor, float]:
-        """As of any checkpoint, merged; never rounded to less than float32."""
+        """As `Checkpoint.classifier_vector`, merged, and never rounded to less than float32."""
         whole = self.classifier or "score.weight" in self.replaced
 
         def vector(rows: torch.Tensor) -> torch.Tensor:
@@ -112,7 +114,7 @@ def merge(base: Checkpoint, adapter: str | os.PathLike[str]) -> MergedCheckpoint
 
     Raises:
         CheckpointError: a file is absent or damaged, the adapter asks for more than a sum, or it
-            does not fit ``base``; names what.
+            does not fit ``base``.
     """
     folder = Path(adapter).expanduser()
     for name in ("adapter_config.json", "adapter_model.safetensors"):
@@ -169,8 +171,10 @@ def _unmergeable(config: Mapping[str, Any]) -> list[str]:
 
 
 def _modules(base: Checkpoint, folder: Path) -> list[str]:
-    """What sentence-transformers, which writes adapters with its other files, would do otherwise
-    than the files beside ``base`` say."""
+    """The differences between what ``base`` asks for and what the adapter's folder does.
+
+    sentence-transformers writes an adapter with all of its own files.
+    """
     if not (folder / "modules.json").is_file():
         return []
 
@@ -194,7 +198,7 @@ def _modules(base: Checkpoint, folder: Path) -> list[str]:
 
 
 def _of_base(base: Checkpoint, module: str) -> str:
-    """What ``base`` calls the module, or the parameter, that the adapter was trained on."""
+    """The name in ``base`` of a module, or a parameter, that the adapter was trained on."""
     match = LAYER[base.family].fullmatch(module)
     if match is None:
         return re.sub(r"^0\.(?=lm_head|score)", "", module)
@@ -203,7 +207,7 @@ def _of_base(base: Checkpoint, module: str) -> str:
 
 
 def _scale(module: str, rank: int, config: Mapping[str, Any]) -> float:
-    """By the name that the module has in the adapter, as PEFT does."""
+    """The scale of a module's update.  PEFT looks it up by the module's name in the adapter."""
     said = _of_module(config.get("rank_pattern"), module, config["r"])
     alpha: float = _of_module(config.get("alpha_pattern"), module, config["lora_alpha"])
     if rank != said:
@@ -232,7 +236,8 @@ def _replacement(base: Checkpoint, name: str, tensor: torch.Tensor) -> torch.Ten
 
 
 def _check_base_layer(base: Checkpoint, name: str, tensor: torch.Tensor) -> None:
-    """Refuses an output matrix, which PEFT saves beside its factors, that ``base`` has not."""
+    """Raises ValueError for a layer's own weight, which PEFT may save beside its factors, if it is
+    not that of ``base``."""
     stored = name.replace(".base_layer.", ".")
     if stored == "lm_head.weight" and base.tied and stored not in base.tensors:
         stored = next(key for key in base.tensors if key.endswith("embed_tokens.weight"))
@@ -241,7 +246,7 @@ def _check_base_layer(base: Checkpoint, name: str, tensor: torch.Tensor) -> None
 
 
 def _shape(base: Checkpoint, name: str, *, trained_whole: bool) -> tuple[int, ...]:
-    """Of the tensor that ``name`` stands for in ``base``."""
+    """The shape of the tensor that ``name`` stands for in ``base``."""
     size = base.config.hidden_size
     whole = not base.classifier and base.task != "embed"  # it has an output matrix
     if base.tied and whole and name.endswith("embed_tokens.weight"):

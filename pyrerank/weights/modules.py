@@ -1,14 +1,13 @@
-"""What a checkpoint's folder says of prompts, pooling, layers after it, and limits.
+"""Modules: what a checkpoint's folder says of prompts, pooling, layers after it, and limits.
 
-Read are the files that sentence-transformers writes: ``modules.json``, the configuration of each
-module it lists, ``config_sentence_transformers.json`` and ``sentence_bert_config.json``; and of
-``tokenizer_config.json`` what changes tokens.  What changes a result there is followed, or refused
-by name.  A folder without ``modules.json`` is run as the scripts published with the models do.
+sentence-transformers writes it to ``modules.json``, the configuration of each module that is listed
+there, ``config_sentence_transformers.json`` and ``sentence_bert_config.json``; some of it is in
+``tokenizer_config.json``.  A setting that changes a result is followed, or refused by its name.  A
+folder without ``modules.json`` is run as the scripts published with the models run it.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,11 +15,11 @@ from typing import Any
 
 from pyrerank.errors import CheckpointError
 from pyrerank.weights.chat import Chat
-from pyrerank.weights.find import read_json
+from pyrerank.weights.find import optional_json, parse_json
 
 # pooling_mode of sentence-transformers -> mode of fused_pool
 POOLING = {"lasttoken": "last", "mean": "mean", "cls": "cls"}
-# what older files spell as one key each, in the order in which sentence-transformers joins them
+# older files have one key a mode; sentence-transformers joins the modes in this order
 OLD_POOLING = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -30,19 +29,26 @@ OLD_POOLING = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")
-# of a cross encoder: a result has the logit and its sigmoid, whichever the folder names
+# a cross encoder may have either: a score has both the logit and its sigmoid
 SCORE_ACTIVATIONS = ("Identity", "Sigmoid")
-# of the model's first module; sentence-transformers reads the first that is there
+# the first module's settings are in the first of these files that is there
 TRANSFORMER = [f"sentence_{kind}_config.json" for kind in (
     "bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")]  # fmt: skip
-# what transformers' apply_chat_template does with a prompt besides rendering it
-CALLS = {"restore_suffix", "truncation", "max_length", "continue_final_message", "padding"}
+# with these, transformers' apply_chat_template may do more to a prompt than rendering it; it does
+# not with the values here
+CALLS: dict[str, tuple[object, ...]] = {
+    "restore_suffix": (None, True),
+    "truncation": (None, True),
+    "max_length": (None,),
+    "continue_final_message": (None, False),
+    "padding": (None, True, False),
+}
 # values that ask for nothing
 OFF: tuple[object, ...] = (None, False, "", [], {})
-# how weights are loaded, which is pyrerank's own affair
+# these say how to load weights, which pyrerank does in its own way
 LOADING = {"torch_dtype", "dtype", "attn_implementation", "device_map", "low_cpu_mem_usage"}
 LOADING |= {"use_safetensors", "trust_remote_code", "use_cache", "padding_side"}
-# limits of pictures' sizes: those of the published scripts hold
+# these limit the sizes of pictures, for which the limits of the published scripts hold
 SIZES = {"size", "min_pixels", "max_pixels", "total_pixels", "fps", "min_frames", "max_frames"}
 SIZES |= {"num_frames", "do_sample_frames", "do_resize", "return_metadata"}
 
@@ -77,15 +83,15 @@ class Modules:
         task: the only thing the folder is for, "embed" or "score"; None where it does not say.
         pooling: mode of `fused_pool`.
         steps: what follows pooling, in order: layers, and None for scaling to length 1.
-        dim: numbers that a vector is cut to after all steps; None keeps all.
+        dim: how many numbers of a vector are kept after all steps; None keeps all.
         answers: ids of the two tokens whose logits a reranker compares, or of one alone; None
             takes "yes" and "no".
-        prompts: by name.
-        default_prompt: the prompt for calls that name none, and give no instruction; None: none.
-        max_tokens: limit of a prompt, in place of the published script's; None: none.
-        most_tokens: what that limit is lowered to; None: nothing.
+        prompts: texts before an input, by name.
+        default_prompt: the prompt of calls that name none and give no instruction; None: none.
+        max_tokens: most tokens of a prompt; None takes the published script's limit.
+        most_tokens: the published script's limit is lowered to this; None leaves it.
         lower_case: whether all text is lowercased.
-        chat: the chat template that prompts are rendered with; None: the published wording.
+        chat: the chat template that words prompts; None takes the published wording.
     """
 
     listed: bool = False
@@ -102,7 +108,7 @@ class Modules:
     chat: Chat | None = None
 
     def limit(self, published: int) -> int:
-        """Most tokens of a prompt, where the published script has ``published``."""
+        """Most tokens of a prompt, if the published script has ``published``."""
         if self.max_tokens is not None:
             return self.max_tokens
         return min(published, self.most_tokens or published)
@@ -117,7 +123,8 @@ class Modules:
         """Reads the folder ``path``.
 
         Raises:
-            CheckpointError: a file is damaged, or asks for what pyrerank does not do; names it.
+            CheckpointError: a file, which the message names, is damaged, or asks for what pyrerank
+                does not do.
         """
         file = path / "modules.json"
         if not file.is_file():
@@ -127,15 +134,15 @@ class Modules:
                     "for; download the whole model again"
                 )
             return cls()
-        return _read(path, _list(file))
+        entries = parse_json(file)
+        if not isinstance(entries, list) or not all(isinstance(each, dict) for each in entries):
+            raise CheckpointError(f"{file} must hold a JSON list of objects")
+        return _read(path, entries)
 
 
 def check_config(path: Path, config: Mapping[str, Any]) -> None:
-    """Refuses what ``config.json`` says of quantisation, code of its own, and scores.
-
-    Raises:
-        CheckpointError: names what.
-    """
+    """Raises `CheckpointError` if ``config.json`` asks for quantised weights, for code of the
+    checkpoint's own, or for other scores than logits and their sigmoids."""
     for part in (config, config.get("text_config") or {}):
         if part.get("quantization_config"):
             method = part["quantization_config"].get("quant_method", "an unknown tool")
@@ -176,7 +183,7 @@ def _read(path: Path, entries: list[Any]) -> Modules:
             f"{path}: modules.json does not begin with a Transformer in the folder itself; give "
             "the folder that holds config.json and the weights"
         )
-    overall = _optional(path / "config_sentence_transformers.json")
+    overall = optional_json(path / "config_sentence_transformers.json")
     model = overall.get("model_type") or "SentenceTransformer"
     modules = _transformer(path, Modules(listed=True, steps=()))
     for kind, folder in kinds[1:]:
@@ -193,12 +200,12 @@ def _read(path: Path, entries: list[Any]) -> Modules:
 
 
 def _overall(path: Path, modules: Modules, overall: Mapping[str, Any]) -> Modules:
-    """``config_sentence_transformers.json``: prompts, and what results are."""
+    """Adds what ``config_sentence_transformers.json`` says of prompts and results."""
     file = path / "config_sentence_transformers.json"
     activation = str(overall.get("activation_fn") or "torch.nn.Sigmoid")
     if modules.task == "score":
         _torch_class(file, "activation_fn", activation, SCORE_ACTIVATIONS)
-    # sentence-transformers has these two, whatever the file says
+    # sentence-transformers always has the first two
     stored: dict[str, str | None] = {"query": "", "document": "", **(overall.get("prompts") or {})}
     prompts = {name: prompt or "" for name, prompt in stored.items()}
     name = overall.get("default_prompt_name")
@@ -216,11 +223,11 @@ def _overall(path: Path, modules: Modules, overall: Mapping[str, Any]) -> Module
 
 
 def _transformer(path: Path, modules: Modules) -> Modules:
-    """``sentence_bert_config.json`` and ``tokenizer_config.json``: limits, and how text becomes
-    tokens."""
+    """Adds what ``sentence_bert_config.json`` and ``tokenizer_config.json`` say of limits, and of
+    how text becomes tokens."""
     known = [path / name for name in TRANSFORMER]
     file = next((file for file in known if file.is_file()), known[0])
-    config = _optional(file)
+    config = optional_json(file)
     read = {"max_seq_length", "do_lower_case", "modality_config", "processing_kwargs"}
     read |= {"transformer_task", "module_output_name", "unpad_inputs", "backend"}
     arguments = {f"{kind}_{end}" for kind in ("model", "processor", "tokenizer", "config")
@@ -249,10 +256,8 @@ def _transformer(path: Path, modules: Modules) -> Modules:
             "cuts texts at their end"
         )
     rendering = calls.get("chat_template") or {}
-    for key in sorted(CALLS & rendering.keys()):
-        if rendering[key] is not None and (key, rendering[key]) not in (
-            ("restore_suffix", True), ("truncation", True), ("continue_final_message", False),
-            ("padding", True), ("padding", False)):  # fmt: skip
+    for key in sorted(CALLS.keys() & rendering.keys()):
+        if rendering[key] not in CALLS[key]:
             raise CheckpointError(
                 f"{file} sets processing_kwargs.chat_template.{key} to {rendering[key]!r}, which "
                 "pyrerank does not follow"
@@ -262,7 +267,7 @@ def _transformer(path: Path, modules: Modules) -> Modules:
     chosen = [(config.get(f"{kind}_{end}") or {}).get("model_max_length")
               for kind in ("processor", "tokenizer") for end in ("kwargs", "args")]  # fmt: skip
     chosen = [text.get("max_length"), *chosen, config.get("max_seq_length")]
-    tokenizer = _optional(path / "tokenizer_config.json")
+    tokenizer = optional_json(path / "tokenizer_config.json")
     if tokenizer.get("truncation_side", "right") not in ("right", None):
         raise CheckpointError(
             f"{path / 'tokenizer_config.json'} sets truncation_side to "
@@ -283,14 +288,14 @@ def _transformer(path: Path, modules: Modules) -> Modules:
 
 
 def _module(modules: Modules, kind: str, folder: Path) -> Modules:
-    """``modules`` with one more, whose files are in ``folder``."""
+    """Adds a module, whose files are in ``folder``."""
     file = folder / "config.json"
     if kind in ("Pooling", "Dense", "LogitScore") and not file.is_file():
         raise CheckpointError(
             f"{folder.parent}: modules.json lists {kind} in {folder.name}, and there is no "
             f"{folder.name}/config.json; download the whole model again"
         )
-    config = _optional(file)
+    config = optional_json(file)
     pooled = modules.task == "embed"
     if kind == "Dropout":
         return modules
@@ -362,25 +367,12 @@ def _torch_class(file: Path, key: str, name: str, known: tuple[str, ...]) -> str
     return title
 
 
-def _list(file: Path) -> list[Any]:
-    try:
-        value = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
-        raise CheckpointError(f"{file} must hold a JSON list of objects")
-    return value
-
-
-def _optional(file: Path) -> dict[str, Any]:
-    """What ``file`` holds; nothing where there is none."""
-    value: dict[str, Any] = read_json(file) if file.is_file() else {}
-    return value
-
-
 def _only(file: Path, config: Mapping[str, Any], read: set[str], where: str = "") -> None:
-    """Refuses keys that are set and not read.  ``where`` is what stands before keys that are
-    arguments, of which False asks for something, too."""
+    """Refuses keys that are set and not in ``read``.
+
+    ``where`` stands before the names of keys that are arguments.  Of these False is refused, too:
+    it may not be the default.
+    """
     for key in sorted(config.keys() - read):
         if config[key] not in OFF or (where and config[key] is False):
             raise CheckpointError(

@@ -1,6 +1,6 @@
-"""Weights: safetensors files that are read, and used where they lie, as long as they stay the same.
+"""Tensors are read from safetensors files, and used where they lie, as views of the mapped file.
 
-Knows nothing of what the tensors are for.
+A file that changes while it is used is an error.  This module does not know what tensors are for.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pyrerank.errors import CheckpointChanged, CheckpointError
 from pyrerank.weights.find import INDEX, WHOLE, refuse_pointer, weight_files, weight_map
 
 DTYPES = ("F64", "F32", "F16", "BF16")
-# The last part of a tensor's name that only quantised checkpoints have -> what makes these.
+# The ends of names that only tensors of quantised checkpoints have -> the tool that makes these.
 QUANTISED = {
     "qweight": "GPTQ or AWQ", "qzeros": "GPTQ or AWQ", "g_idx": "GPTQ or AWQ",
     "absmax": "bitsandbytes", "quant_map": "bitsandbytes", "SCB": "bitsandbytes",
@@ -31,12 +31,12 @@ QUANTISED = {
 
 
 class TensorFile:
-    """A safetensors file, held open: it is the same file, too, when another one takes its name.
+    """A safetensors file, held open, so that it stays the same when another one takes its name.
 
     Attributes:
         path: its name when it was opened.
-        shapes: of its tensors, by name.
-        dtypes: likewise, in the words of safetensors: "BF16".
+        shapes: the shapes of its tensors, by name.
+        dtypes: their dtypes, by name, in the words of safetensors: "BF16".
 
     Raises: `CheckpointError` if it cannot be read.
     """
@@ -58,7 +58,7 @@ class TensorFile:
     def open(self) -> Any:
         """The file for reading, a context manager.  Raises `CheckpointChanged` as `check`."""
         self.check()
-        name = f"/dev/fd/{self._descriptor}"  # whatever has its name by now
+        name = f"/dev/fd/{self._descriptor}"  # its path may name another file by now
         try:
             return safe_open(name if os.path.exists(name) else self.path, framework="pt")
         except (SafetensorError, OSError) as error:
@@ -67,8 +67,8 @@ class TensorFile:
             ) from error
 
     def tensor(self, name: str) -> torch.Tensor:
-        """A tensor, as a view of the mapped file.  The mapping is its own: one that other views
-        share would keep what was read of this one in memory."""
+        """A tensor, as a view of the file.  The file is mapped anew for it: once the view is freed,
+        the memory of what was read through it is free, too."""
         with self.open() as handle:
             tensor: torch.Tensor = handle.get_tensor(name)
             return tensor
@@ -83,17 +83,16 @@ class TensorFile:
             )
 
     def _stat(self) -> tuple[int, int]:
-        """Of the file that is open: its length in bytes, and when it was last written to."""
+        """The length in bytes of the file that is open, and when it was last written to."""
         found = os.fstat(self._descriptor)
         return found.st_size, found.st_mtime_ns
 
 
 def open_weights(folder: Path, config: Mapping[str, Any]) -> dict[str, TensorFile]:
-    """The tensors of a checkpoint: of each name, the file that holds it.
+    """Opens the files of a folder, see `weight_files`: a tensor's name -> the file that holds it.
 
     Args:
-        folder: the checkpoint's, see `weight_files`.
-        config: what its ``config.json`` says.
+        config: what the folder's ``config.json`` says.
 
     Raises:
         CheckpointError: files are absent, damaged, contradict each other, or are quantised.
@@ -140,6 +139,6 @@ def _refuse_quantised(
 
 
 def listed(problems: Sequence[str]) -> str:
-    """The first eight, and how many there are beside them."""
+    """The first eight problems, and how many there are beside them."""
     more = f" (and {len(problems) - 8} more)" if len(problems) > 8 else ""
     return "; ".join(problems[:8]) + more

@@ -104,7 +104,7 @@ class TestLoading:
             *(tmp_path, "Qwen3ForCausalLM", "qwen3", False, True, None, {}, Modules()),
             tensors=dict.fromkeys(stored, TensorFile(file)),
         )
-        read = checkpoint.decoder_weights(shapes, dtype=torch.int32)
+        read = checkpoint.weights(shapes, dtype=torch.int32)
         views = [read(name) for name in names]
         assert resident(file, "Size") < 9 * size  # mapped once, in all
         joined = [read(*names[n : n + 2]) for n in range(7)]
@@ -114,7 +114,7 @@ class TestLoading:
         assert torch.equal(views[3], stored["model.d.weight"])  # all of it is there
         assert size <= resident(file) < size * 9 / 8
         del views
-        read = checkpoint.decoder_weights(shapes, dtype=torch.float32)
+        read = checkpoint.weights(shapes, dtype=torch.float32)
         converted = [read(name) for name in names]
         assert converted[7][0, 0] == 8 and resident(file) < size / 8
 
