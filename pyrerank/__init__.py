@@ -78,8 +78,8 @@ def close() -> None:
 
 
 def __getattr__(name: str) -> Any:
-    # torch loads with the first use: `pyrerank --help` is quick, and `pyrerank info` can report
-    # a torch that does not import
+    # torch is imported at the first use: so `pyrerank --help` is quick, and `pyrerank info` can
+    # report a torch that does not import
     if name == "ops":
         return import_module("pyrerank.kernels.ops")
     if name not in __all__:
@@ -92,8 +92,8 @@ def __getattr__(name: str) -> Any:
 
 
 class _WithTorch(MetaPathFinder):
-    """Finds torch as it is found anyway, and has pyrerank's operators registered after torch was
-    imported: ``torch.ops.pyrerank`` is there whichever of the two is imported first."""
+    """Finds torch where it would be found anyway, and registers pyrerank's operators once torch is
+    imported.  So ``torch.ops.pyrerank`` is there, whichever of the two is imported first."""
 
     def find_spec(self, fullname: str, *_: Any) -> ModuleSpec | None:
         spec = PathFinder.find_spec(fullname) if fullname == "torch" else None

@@ -1,4 +1,4 @@
-"""Checks of arguments: numbers, switches, texts, and lists of contents in all their forms."""
+"""Checks of callers' arguments: numbers, switches, texts, and lists in all their forms."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from typing import Any
 
 import numpy as np
 
-SINGLE = (str, bytes, bytearray, memoryview, Mapping)  # iterable, but one content at most
+SINGLE = (str, bytes, bytearray, memoryview, Mapping)  # these are iterable, and no lists
 
 
 def check_int(name: str, value: object, wanted: str, least: int, most: float = float("inf")) -> int:
-    """The whole number that ``value`` is, in whatever integer type; ``wanted`` is for the message.
+    """Returns ``value``, which may be of any integer type, as an int.
+
+    Args:
+        name: what the message calls it.
+        wanted: what the message says that it must be.
 
     Raises:
         ValueError: it is a bool or no integer, or not from ``least`` to ``most``.
@@ -29,7 +33,7 @@ def check_int(name: str, value: object, wanted: str, least: int, most: float = f
 
 
 def check_flag(name: str, value: object) -> bool:
-    """``value`` if it is True or False.
+    """Returns ``value`` if it is True or False.
 
     Raises:
         TypeError: it is something else, such as the text "false", which Python takes for true.
@@ -40,8 +44,10 @@ def check_flag(name: str, value: object) -> bool:
 
 
 def entries(value: object) -> list[Any] | None:
-    """What a list, a tuple, another sequence, or an array or a Series of one dimension holds, in
-    order; None for a single content, and for what has no order or no length."""
+    """The entries of a list, a tuple, another sequence, or an array or a Series of one dimension.
+
+    None stands for a value that is none of these: a single content, a set, an iterator.
+    """
     if isinstance(value, (list, tuple)):
         return list(value)
     if isinstance(value, (*SINGLE, Set)):
@@ -56,10 +62,11 @@ def entries(value: object) -> list[Any] | None:
 
 
 def check_list(name: str, value: object) -> list[Any]:
-    """The `entries` of ``value``.
+    """Returns the `entries` of ``value``.
 
     Raises:
-        TypeError: it is a single content, has more than one dimension, or is no sequence.
+        TypeError: it has none, because it is a single content or no sequence, or has more than one
+            dimension.
         ValueError: it is empty.
     """
     listed = entries(value)
@@ -77,11 +84,11 @@ def check_list(name: str, value: object) -> list[Any]:
 
 
 def check_text(name: str, value: object) -> str:
-    """Returns ``value`` if it is text that can be encoded; ``name`` is for the message.
+    """Returns ``value`` if it is text that can be encoded.
 
     Raises:
-        TypeError: not a str.
-        ValueError: a lone surrogate, which no tokenizer can encode.
+        TypeError: it is not a str.
+        ValueError: it holds a lone surrogate, which no tokenizer can encode.
     """
     if not isinstance(value, str):
         hint = "; decode it first" if isinstance(value, bytes) else ""
@@ -97,7 +104,7 @@ def check_text(name: str, value: object) -> str:
 
 
 def warn(message: str, category: type[Warning]) -> None:
-    """Warns at the line outside of pyrerank that led here."""
+    """Warns, and names the line outside of pyrerank that led here."""
     level = 2
     while sys._getframe(level - 1).f_globals.get("__name__", "").startswith("pyrerank."):
         level += 1

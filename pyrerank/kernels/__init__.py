@@ -1,5 +1,4 @@
-"""Kernels: operators over tensors, their checks, their twins in plain torch, and the extension.
+"""Kernels: the compiled modules, and functions over tensors that check arguments and call them.
 
-Everything that calls the compiled modules belongs here.  The package may import `pyrerank.errors`
-and torch; it knows nothing of models and prompts.
+The package may import errors and checks of pyrerank, and torch.  It knows nothing of models.
 """

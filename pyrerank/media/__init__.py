@@ -1,5 +1,5 @@
-"""Media: reads what a caller gives as a content, which is text, images and video.
+"""Media: how a caller's content is read, from the bytes of its pictures to resized pixels.
 
-Forms of contents, fetching, decoding and resizing belong here; the results are texts and arrays of
-pixels.  The package may import `pyrerank.checks` alone; it knows nothing of prompts and devices.
+The package may import errors and checks of pyrerank.  It knows nothing of prompts, models and
+devices.
 """

@@ -1,5 +1,4 @@
-"""Prompts: items, the wording of their prompts, its tokens, and truncation.
+"""Prompts: from a caller's query, document or input to the token ids that the model is shown.
 
-Everything that decides which token ids the model is shown belongs here.  The package may import
-media and weights; it needs no torch, and knows nothing of devices and passes.
+The package may import media, and from weights what a folder says of prompts.  It imports no torch.
 """

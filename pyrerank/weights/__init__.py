@@ -1,5 +1,5 @@
-"""Weights: finds a checkpoint's folder, and reads and writes what its files say.
+"""Weights: what a checkpoint's folder holds, namely its settings, its tokenizer and its tensors.
 
-Configurations, chat templates, tensors, adapters and conversion belong here.  The package may
-import `pyrerank.errors` alone; it knows nothing of layers, of devices and of a prompt's contents.
+Adapters are merged and checkpoints converted here, too.  The package may import errors and checks
+of pyrerank, and torch for tensors on the host.
 """
