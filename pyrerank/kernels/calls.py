@@ -24,13 +24,10 @@ class Call:
     """A call of a kernel, whose arguments were checked as far as that waits for no device.
 
     Attributes:
-        hidden: the tensor whose rows it reads.
-        ids: the argument that says which rows: its name, "index" or "cu_seqlens", and the tensor.
-        weights: the other tensors that it reads, in the kernel's order; None: one not given.
-        shapes: of its results.
-        scalars: its other arguments.
-        dtype: of its results; None: that of hidden.
-        rows: how many rows of hidden it reads; None: one a result.
+        ids: the argument that says which rows of ``hidden`` are read, and its name.
+        weights: the other tensors, in the kernel's order.
+        shapes: those of the results, in ``dtype``, or in that of ``hidden``.
+        rows: how many rows of ``hidden`` are read, if that is not one a result.
     """
 
     hidden: Tensor
@@ -46,17 +43,13 @@ class Call:
         results = [self.hidden.new_full(s, torch.nan, dtype=self.dtype) for s in self.shapes]
         return results[0] if len(results) == 1 else tuple(results)
 
-    def check_values(self) -> None:
-        """Raises ValueError for ids out of range, if hidden is on the CPU."""
-        check_values(*self.ids, self.hidden)
-
     def run(self, kernel: str) -> Any:
         """Runs the kernel of that name, where hidden is."""
         results = self.new_results()
-        self.check_values()
+        check_values(*self.ids, self.hidden)
         inputs = [t if t is None else t.contiguous() for t in (self.ids[1], *self.weights)]
         outputs = results if isinstance(results, tuple) else (results,)
-        addresses = [0 if t is None else t.data_ptr() for t in (self.hidden, *inputs, *outputs)]
+        addresses = extension.addresses(self.hidden, *inputs, *outputs)
         tokens, width = self.hidden.shape
         batch = self.shapes[0][0]
         elements = width * (batch if self.rows is None else self.rows)
@@ -73,7 +66,7 @@ class Call:
             return results
         launch = getattr(extension.npu_kernels(), kernel)
         with torch.npu.device(self.hidden.device):  # type: ignore[attr-defined]
-            # reading the handle drains torch_npu's task queue: what was issued before runs before
+            # reading the handle drains torch_npu's task queue, so that earlier work runs before
             stream = torch.npu.current_stream().npu_stream  # type: ignore[attr-defined]
             launch(*addresses, **sizes, stream=stream)
         return results
@@ -134,17 +127,12 @@ def fused_pool(
         raise ValueError(f"dim: got {dim}, wanted 1 to {width}")
     size = width if dim is None else dim
     norm_dtype = DTYPES[hidden.dtype if norm_weight is None else norm_weight.dtype]
+    scalars = {"D": size, "norm_dtype": norm_dtype, "eps": eps}
     return Call(
         hidden,
         ids=("cu_seqlens", cu_seqlens),
         weights=(norm_weight,),
         shapes=((batch, size),),
-        scalars={
-            "D": size,
-            "norm_dtype": norm_dtype,
-            "eps": eps,
-            "mode": mode,
-            "normalize": normalize,
-        },
+        scalars=scalars | {"mode": mode, "normalize": normalize},
         rows=tokens if mode == "mean" else None,
     )

@@ -1,8 +1,6 @@
-"""Checks of an operator's arguments, which are made before anything is launched.
+"""Checks of an operator's arguments, which raise as `pyrerank.kernels.ops` says.
 
-A dtype that is not listed raises TypeError, any other wrong argument ValueError; both name the
-argument, what it got and what it wanted. Sizes that the kernels cannot hold are refused by
-csrc/host/tiling.cpp.
+Sizes that the kernels cannot hold are refused by csrc/host/tiling.cpp.
 """
 
 from __future__ import annotations
@@ -62,11 +60,11 @@ def check_values(name: str, ids: Tensor, hidden: Tensor) -> None:
         return
     tokens, values = len(hidden), ids.tolist()
     if name == "index":
-        if not values or (min(values) >= 0 and max(values) < tokens):
-            return
-        position = next(i for i, token in enumerate(values) if not 0 <= token < tokens)
-        wanted = f"0 to {tokens - 1}, a row of hidden"
-        raise ValueError(f"index[{position}]: got {values[position]}, wanted {wanted}")
+        for i, token in enumerate(values):
+            if not 0 <= token < tokens:
+                wanted = f"0 to {tokens - 1}, a row of hidden"
+                raise ValueError(f"index[{i}]: got {token}, wanted {wanted}")
+        return
     if values[0] < 0 or values[-1] > tokens:
         got = f"{values[0]} to {values[-1]}"
         raise ValueError(

@@ -21,15 +21,20 @@ if _C is not None and _C.build_info()["target"] != "cpu":
     _C = None  # an older build's, whose kernels would take the host's addresses for an NPU's
 
 
+def addresses(*tensors: Any) -> list[int]:
+    """Where tensors lie in memory; 0 stands for one that is None."""
+    return [0 if t is None else t.data_ptr() for t in tensors]
+
+
 @cache
 def npu_kernels() -> Any:
-    """The module whose kernels are launched on an NPU.
+    """The module that CANN compiled.
 
-    CANN compiled it.  Where nothing was built with CANN, it is the module for the host's processor,
-    which launches its kernels on a simulated NPU, and refuses to on a real one.
+    Where nothing was built with CANN, it is the module for the host's processor, which launches its
+    kernels on a simulated NPU, and refuses to on a real one.
 
     Raises:
-        DeviceError: kernels were compiled by CANN, and its libraries do not load.
+        DeviceError: the libraries of CANN do not load.
     """
     try:
         return import_module("pyrerank._C_npu")

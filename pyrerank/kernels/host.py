@@ -1,15 +1,13 @@
 """The kernels of csrc/cpu as functions over tensors: all parts of a layer but its matrix products.
 
 Each kernel makes one pass over memory and computes in float32; plain torch takes several passes,
-and rounds between them.  A row has the same bits alone and in any batch.
-
-A kernel sees addresses only.  Therefore each function here checks dtypes, shapes and strides first,
-and raises TypeError or ValueError, which name the argument, what it got and what it wanted.
+and rounds between them.  A row has the same bits alone and in any batch.  A function here raises
+TypeError or ValueError for wrong dtypes, shapes and strides, because a kernel sees addresses only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,19 +45,9 @@ def add_rms_norm(x: Tensor, y: Tensor | None, weight: Tensor, eps: float) -> tup
         _check("y", y, (rows, width), weight.dtype)
     total = x if y is None else torch.empty_like(x)
     normed = torch.empty_like(x, dtype=weight.dtype)
-    extension._C.add_rms_norm(
-        x.data_ptr(),
-        0 if y is None else y.data_ptr(),
-        weight.data_ptr(),
-        total.data_ptr(),
-        normed.data_ptr(),
-        rows=rows,
-        width=width,
-        dtype=DTYPES[weight.dtype],
-        sum_dtype=DTYPES[x.dtype],
-        eps=eps,
-        threads=torch.get_num_threads(),
-    )
+    dtypes = {"dtype": DTYPES[weight.dtype], "sum_dtype": DTYPES[x.dtype]}
+    pointers = extension.addresses(x, y, weight, total, normed)
+    _run("add_rms_norm", *pointers, rows=rows, width=width, eps=eps, **dtypes)
     return total, normed
 
 
@@ -77,20 +65,9 @@ def norm_rotate_(x: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin:
         _check("weight", weight, (head_dim,), x.dtype)
     _check("cos", cos, (rows, 1, head_dim), x.dtype, torch.float32)
     _check("sin", sin, (rows, 1, head_dim), cos.dtype)
-    extension._C.norm_rotate(
-        x.data_ptr(),
-        0 if weight is None else weight.data_ptr(),
-        cos.data_ptr(),
-        sin.data_ptr(),
-        rows=rows,
-        row_stride=x.stride(0),
-        heads=heads,
-        head_dim=head_dim,
-        dtype=DTYPES[x.dtype],
-        angle_dtype=DTYPES[cos.dtype],
-        eps=eps,
-        threads=torch.get_num_threads(),
-    )
+    sizes = {"rows": rows, "row_stride": x.stride(0), "heads": heads, "head_dim": head_dim}
+    dtypes = {"dtype": DTYPES[x.dtype], "angle_dtype": DTYPES[cos.dtype]}
+    _run("norm_rotate", *extension.addresses(x, weight, cos, sin), eps=eps, **sizes, **dtypes)
     return x
 
 
@@ -98,27 +75,25 @@ def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) * up, [T, I], where gate_up [T, 2 I], contiguous, holds gate and up in a row."""
     rows, width = _size("gate_up", gate_up, 2)
     _check("gate_up", gate_up, (rows, width // 2 * 2), *DTYPES)
-    return _by_row(extension._C.swiglu, gate_up, width // 2)
+    return _by_row("swiglu", gate_up, width // 2)
 
 
 def gelu(x: Tensor) -> Tensor:
     """GELU of x [T, I], contiguous, in its tanh form."""
     rows, width = _size("x", x, 2)
     _check("x", x, (rows, width), *DTYPES)
-    return _by_row(extension._C.gelu, x, width)
+    return _by_row("gelu", x, width)
 
 
-def _by_row(kernel: Callable[..., None], x: Tensor, width: int) -> Tensor:
+def _by_row(kernel: str, x: Tensor, width: int) -> Tensor:
     out = x.new_empty(x.shape[0], width)
-    kernel(
-        x.data_ptr(),
-        out.data_ptr(),
-        rows=out.shape[0],
-        width=width,
-        dtype=DTYPES[x.dtype],
-        threads=torch.get_num_threads(),
-    )
+    pointers = extension.addresses(x, out)
+    _run(kernel, *pointers, rows=out.shape[0], width=width, dtype=DTYPES[x.dtype])
     return out
+
+
+def _run(kernel: str, *pointers: object, **sizes: Any) -> None:
+    getattr(extension._C, kernel)(*pointers, **sizes, threads=torch.get_num_threads())
 
 
 def attention(
@@ -164,16 +139,18 @@ def attention(
             f"kv_lengths: got {kv_lengths} for lengths {lengths}, wanted a key a query"
         )
     out = query.new_empty(query.shape)
-    extension._C.attention(
-        *((x.data_ptr(), x.stride(0), x.shape[1]) for x in (query, key, value)),
-        out.data_ptr(),
+    strided = [(x.data_ptr(), x.stride(0), x.shape[1]) for x in (query, key, value)]
+    pointer, rows_pointer = extension.addresses(out, kv_rows)
+    _run(
+        "attention",
+        *strided,
+        pointer,
         lengths=lengths,
         kv_lengths=kv_lengths,
-        kv_rows=0 if kv_rows is None else kv_rows.data_ptr(),
+        kv_rows=rows_pointer,
         head_dim=head_dim,
         causal=causal,
         dtype=DTYPES[out.dtype],
-        threads=torch.get_num_threads(),
     )
     return out
 
@@ -187,7 +164,6 @@ def _size(name: str, x: Tensor, dimensions: int) -> torch.Size:
 def _check(
     name: str, x: Tensor, shape: tuple[int, ...], *dtypes: torch.dtype, apart: bool = False
 ) -> None:
-    """``apart`` allows rows that lie apart, each of which is contiguous."""
     if x.dtype not in dtypes or not x.is_cpu:
         wanted = " or ".join(map(str, dict.fromkeys(dtypes)))
         raise TypeError(f"{name}: got {x.dtype} on {x.device}, wanted {wanted} on the CPU")

@@ -1,18 +1,22 @@
 """The fused end of the forward pass: three operators on the packed hidden states.
 
 Importing this module registers each as ``torch.ops.pyrerank.<name>``, which the function of that
-name calls. On the CPU and the NPU an operator runs the kernel csrc/ascendc/<name>.cpp: for a tensor
-in the host's memory as it was built for the host's processor, for a tensor on an NPU as CANN
-compiled it. Elsewhere, and where the extension was not built, it runs what is written in the
-function: plain torch, which is also its specification, and can be called by itself as
-``<name>_reference``. Arithmetic is float32 throughout, and a row's result has the same bits alone
-and in any batch. This module knows nothing of models or prompts.
+name calls. On the CPU and the NPU an operator runs the kernel csrc/ascendc/<name>.cpp, as it was
+built for the host's processor or as CANN compiled it. Elsewhere, and where the extension was not
+built, it runs what is written in the function: plain torch, which is also its specification, and
+can be called by itself as ``<name>_reference``. Arithmetic is float32 throughout, and a row's
+result has the same bits alone and in any batch.
+
+The arguments of the three, where they have them:
+    hidden: (T, H) bfloat16, float16 or float32; rows contiguous, any row stride.
+    index: (B,) int32, rows of hidden.
+    cu_seqlens: (B + 1,) int32: sequence b is rows cu_seqlens[b] to cu_seqlens[b + 1], never empty.
+    norm_weight: (H,) dtype of hidden, or float32; ``eps`` is that of the RMSNorm.
 
 A dtype that is not listed raises TypeError, any other wrong argument ValueError; both name the
 argument, what it got and what it wanted, before anything is launched. Ids out of range do so on the
 CPU. On a device, looking at them would wait for it: there such a row becomes NaN, and the caller
-refuses it. Where there are no ids at all, the result is empty. Results are NaN until a kernel has
-written them.
+refuses it. Results are NaN until a kernel has written them.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from torch import Tensor
 
 from pyrerank.kernels import calls, extension
 from pyrerank.kernels.calls import Call
+from pyrerank.kernels.checks import check_values
 
 SMALLEST_NORM = 1e-12
 _LIBRARY = torch.library.Library("pyrerank", "DEF")  # registered as long as it lives
@@ -45,16 +50,16 @@ def _operator(call: Callable[P, Call]) -> Callable[[Callable[P, R]], Callable[P,
             return call(*args, **kwargs).run(name)
 
         def twin(*args: P.args, **kwargs: P.kwargs) -> Any:
-            call(*args, **kwargs).check_values()
+            checked = call(*args, **kwargs)
+            check_values(*checked.ids, checked.hidden)
             return reference(*args, **kwargs)
 
         def fake(*args: P.args, **kwargs: P.kwargs) -> Any:
             return call(*args, **kwargs).new_results()
 
-        schema = torch.library.infer_schema(reference, op_name=name, mutates_args=())
-        _LIBRARY.define(schema)
-        _LIBRARY.impl(name, twin if extension._C is None else kernel, "CPU")
-        _LIBRARY.impl(name, twin if extension._C is None else kernel, "PrivateUse1")
+        _LIBRARY.define(torch.library.infer_schema(reference, op_name=name, mutates_args=()))
+        for device in "CPU", "PrivateUse1":  # which is the NPU
+            _LIBRARY.impl(name, twin if extension._C is None else kernel, device)
         _LIBRARY.impl(name, twin, "CUDA")
         torch.library.register_fake(f"pyrerank::{name}", fake, lib=_LIBRARY)
         registered: Callable[P, R] = getattr(torch.ops.pyrerank, name).default
@@ -74,12 +79,6 @@ def last_token_gather(
 ) -> Tensor:
     """The last row of each sequence, or the rows at ``index``; exactly one of the two is given.
 
-    Args:
-        hidden: (T, H) bfloat16, float16 or float32; rows contiguous, any row stride.
-        cu_seqlens: (B + 1,) int32: sequence b is rows cu_seqlens[b] to cu_seqlens[b + 1], never
-            empty.
-        index: (B,) int32.
-
     Returns:
         (B, H), dtype of hidden.
     """
@@ -97,10 +96,6 @@ def score_head(
     """RMSNorm, dot product with the classifier vector and sigmoid of the rows at ``index``.
 
     Args:
-        hidden: (T, H) bfloat16, float16 or float32; rows contiguous, any row stride.
-        index: (B,) int32.
-        norm_weight: (H,) dtype of hidden, or float32.
-        eps: of the RMSNorm.
         w: (H,) float32.
         bias: added to the logit.
 
@@ -125,11 +120,7 @@ def fused_pool(
     """One vector a sequence: RMSNorm of each token, pooling, truncation to ``dim``, L2 norm.
 
     Args:
-        hidden: (T, H) bfloat16, float16 or float32; rows contiguous, any row stride.
-        cu_seqlens: (B + 1,) int32: sequence b is rows cu_seqlens[b] to cu_seqlens[b + 1], never
-            empty.
-        norm_weight: (H,) dtype of hidden, or float32; None: no RMSNorm.
-        eps: of the RMSNorm.
+        norm_weight: without it, nothing is normed.
         mode: "last" or "cls" (first) token, or the "mean" of all.
         dim: 1 to H; None: H.
         normalize: whether vectors have length 1.
