@@ -9,6 +9,7 @@ from pathlib import Path
 import packing
 import pytest
 import score_head
+import stations
 from strict_build import load_strict
 
 import pyrerank
@@ -21,6 +22,10 @@ DOCS = ROOT / "docs"
 
 def test_the_picture_of_packing_is_the_planners(tokenizer):
     assert packing.draw(packing.encode(tokenizer)) == (DOCS / "figures/packing.svg").read_text()
+
+
+def test_the_picture_of_the_stations_is_of_this_code():
+    assert stations.draw(stations.stations()) == (DOCS / "figures/stations.svg").read_text()
 
 
 class TestPipeline:

@@ -32,8 +32,25 @@ def line(x1: float, y1: float, x2: float, y2: float) -> str:
     )
 
 
-def text(x: float, y: float, words: object, anchor: str = "start") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(str(words))}</text>'
+def arrow(x1: float, y1: float, x2: float, y2: float) -> str:
+    """A level or upright line with a head at its end."""
+    right, down = (x2 > x1) - (x2 < x1), (y2 > y1) - (y2 < y1)
+    back_x, back_y = x2 - 8 * right, y2 - 8 * down
+    corners = (
+        (x2, y2),
+        (back_x - 4 * down, back_y + 4 * right),
+        (back_x + 4 * down, back_y - 4 * right),
+    )
+    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in corners)
+    return line(x1, y1, back_x, back_y) + f'<polygon points="{points}" fill="{GREY}"/>'
+
+
+def text(x: float, y: float, words: object, anchor: str = "start", style: str = "") -> str:
+    """``style``: further attributes, such as font-weight."""
+    style = f" {style}" if style else ""
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{style}>{escape(str(words))}</text>'
+    )
 
 
 def picture(width: int, height: int, title: str, parts: Sequence[str]) -> str:
@@ -49,4 +66,16 @@ def picture(width: int, height: int, title: str, parts: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-__all__ = ["DARK", "GREY", "LIGHT", "OTHER", "OURS", "frame", "line", "picture", "rect", "text"]
+__all__ = [
+    "DARK",
+    "GREY",
+    "LIGHT",
+    "OTHER",
+    "OURS",
+    "arrow",
+    "frame",
+    "line",
+    "picture",
+    "rect",
+    "text",
+]
