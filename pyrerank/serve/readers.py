@@ -108,7 +108,7 @@ class Readers:
                 held.clear()
             raise
         for entry, row in zip(entries, rows, strict=True):
-            # The engine would read all weights, to name those that are not finite.
+            # It is checked here, because the engine would read all weights to name the bad ones.
             if not row.isfinite().all():
                 raise NonFiniteScore(f"the model gave NaN or infinity for {entry.name}")
         return rows

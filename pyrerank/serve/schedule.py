@@ -121,7 +121,7 @@ class Job:
             needs = cost
             if not numbers:
                 shared = 0 if previous is None else common(key_of(previous), key_of(prompt))
-                if empty and previous is not None:  # the pass before leaves no more of its prefix
+                if empty and previous is not None:  # the pass before may leave no more
                     shared = min(shared, likely_prefix(previous))
                 needs = len(prompt.ids) - shared
             if total + needs > room and (numbers or not empty):
