@@ -21,7 +21,7 @@ from serving import PATIENCE, Served, listening
 
 from pyrerank import Embedder, Fetcher, Reranker
 from pyrerank.media import fetch
-from pyrerank.prompts import templates as prompt
+from pyrerank.prompts import unformat
 from pyrerank.prompts.templates import SYSTEM
 from pyrerank.serve import protocol, readers, service
 
@@ -469,8 +469,8 @@ class TestTexts:
 
     def test_no_pattern_is_tried_from_many_places(self, reranker, embedder, monkeypatch):
         """Templates that do not end as such take no time that grows with the square of a text."""
-        for name in ("_FORMATTED", "_FORMATTED_EMBEDDING"):
-            monkeypatch.setattr(prompt, name, None)
+        for name in ("_QUERY", "_INPUT"):
+            monkeypatch.setattr(unformat, name, None)
         query = f"{HEAD}<Instruct>: " + "<Query>:" * 1000
         refused(reranker.post("/rerank", {"query": query, "documents": ["b"]}), "documents[0]")
         text = "<|im_start|>system\n" + "<|im_end|>\n<|im_start|>user\n" * 1000
