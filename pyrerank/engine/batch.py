@@ -15,9 +15,9 @@ from torch import Tensor
 
 # CANN's fused attention takes at most so many packed sequences in a call.
 MAX_SEQUENCES = 4096
-# A pass that gathers the keys of all its sequences before it attends has at most so many keys of
-# other prompts for each token of the budget: they take little more memory than the MLP does.  This
-# is enough for documents that are a third as long as their prefix; shorter ones fill a pass less.
+# Where the keys of all sequences are gathered, a pass has at most so many keys of other prompts for
+# each token of the budget: they take little more memory than the MLP does, and are enough for
+# documents that are a third as long as their prefix.
 SHARED_PER_TOKEN = 3
 
 
@@ -29,8 +29,8 @@ class Batch:
     to those tokens and to its own; the keys of all sequences are K.
 
     Attributes:
-        data: int32, all numbers that a device must know.  They are one tensor, so that one copy
-            brings them to the device; the attributes from ``ids`` to ``kv_rows`` are views of it.
+        data: int32, all numbers that a device must know, so that one copy brings them there; the
+            attributes from ``ids`` to ``kv_rows`` are views of it.
         lengths: the tokens of each sequence; B numbers on the host, which add up to T.
         kv_lengths: the keys of each sequence; B numbers on the host, which add up to K.  The last
             of a sequence's keys are those of its own tokens.
@@ -40,9 +40,9 @@ class Batch:
             V is 0, and before the features are made.
         ids: [T], token ids.
         positions: [3, T], the positions of each token in its own prompt; see `positions`.
-        cu_seqlens: [B + 1], where each sequence starts; ends with T.
+        cu_seqlens, cu_keys: [B + 1], where the tokens and where the keys of each sequence start;
+            they end with T and with K.
         index: [V], where the vision tokens are among all tokens.
-        cu_keys: [B + 1], where the keys of each sequence start; ends with K.
         kv_rows: [K], the rows of the keys and values that each sequence attends to, one sequence
             after the other.  Rows count the tokens of the `Prefix` first, then the T tokens.  None
             where the sequences take one row after the other, from 0 on: then no rows are gathered.
@@ -72,7 +72,6 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """T."""
         return len(self.ids)
 
     @property
@@ -81,16 +80,16 @@ class Batch:
         return sum(self.kv_lengths) - self.tokens
 
     def prefix_rows(self, count: int) -> Tensor:
-        """int32 [count], the rows of keys and values that the next pass takes as its prefix: those
-        of the last prompt's first ``count`` tokens."""
+        """int32 [count], the rows that the next pass takes as its prefix: those of the last
+        prompt's first ``count`` tokens."""
         if self.kv_rows is not None:
             return self.kv_rows[-self.kv_lengths[-1] :][:count]
         start = self.tokens - self.lengths[-1]
         return torch.arange(start, start + count, dtype=torch.int32, device=self.data.device)
 
     def last_tokens(self) -> Batch:
-        """A batch of the last token of each sequence, which attends to the same keys as before.  It
-        is for attention alone: ids and positions are 0."""
+        """A batch of the last token of each sequence, with the same keys, for attention alone: ids
+        and positions are 0."""
         count = len(self.lengths)
         ends = torch.arange(count + 1, dtype=torch.int32, device=self.data.device)
         rows = () if self.kv_rows is None else (self.kv_rows,)
@@ -98,7 +97,7 @@ class Batch:
         return Batch(data, [1] * count, self.kv_lengths)
 
     def moved(self, data: Tensor) -> Batch:
-        """The batch with a copy of its numbers, such as on a device, in the place of ``data``."""
+        """The batch with a copy of its numbers, such as on a device."""
         return replace(self, data=data)
 
 
@@ -115,24 +114,21 @@ def pack(
         shared: how many first tokens of each prompt are those of the prompt before it, and are not
             computed; for the first prompt, those of the pass before.
     """
-    lengths = [len(prompt) - skip for prompt, skip in zip(ids, shared, strict=True)]
-    starts = list(accumulate(lengths, initial=0))
-    tokens = [id for prompt, skip in zip(ids, shared, strict=True) for id in prompt[skip:]]
-    places = [
-        positions(len(prompt), each)[:, skip:]
-        for prompt, each, skip in zip(ids, spans, shared, strict=True)
-    ]
-    index = [
-        torch.arange(height * width, dtype=torch.int32) + (start + first - skip)
-        for start, each, skip in zip(starts, spans, shared, strict=False)
-        for first, height, width in each
-        if first >= skip
-    ]
+    tokens: list[int] = []
+    lengths, places, index = [], [], []
+    for prompt, each, skip in zip(ids, spans, shared, strict=True):
+        for first, height, width in each:
+            if first >= skip:
+                start = len(tokens) + first - skip
+                index.append(torch.arange(start, start + height * width, dtype=torch.int32))
+        lengths.append(len(prompt) - skip)
+        tokens += prompt[skip:]
+        places.append(positions(len(prompt), each)[:, skip:])
     kv_lengths = [len(prompt) for prompt in ids]
     data = (
         torch.tensor(tokens, dtype=torch.int32),
         torch.cat(places, dim=1).flatten(),
-        torch.tensor(starts, dtype=torch.int32),
+        _bounds(lengths),
         *index,
         _bounds(kv_lengths),
         *(_kv_rows(lengths, shared) if any(shared) else ()),
@@ -161,11 +157,11 @@ def pad(batch: Batch, tokens: int, sequences: int, keys: int) -> Batch:
     """The batch with ``tokens`` rows, ``sequences`` + 1 sequences and ``keys`` keys, for a pass of
     fixed size; ``kv_rows`` is always there.
 
-    The last sequence, which is no prompt, takes the spare rows and at least as many keys.  Each
-    sequence that is missing gets no row and one key, because in `Batch.last_tokens` it has a row,
-    and a row must see a key.  Spare keys are all that of row 0.  If the batch has pictures, the
-    index grows to ``tokens`` entries by repeating its first one.  Features must be repeated in the
-    same way: then what is written to that row twice is the same.
+    The last sequence, which is no prompt, takes the spare rows and at least as many keys, all that
+    of row 0.  Each sequence that is missing gets no row and one key, because in `Batch.last_tokens`
+    it has a row, and a row must see a key.  If the batch has pictures, the index grows to
+    ``tokens`` entries by repeating its first one.  Features must be repeated in the same way, so
+    that the same is written to that row twice.
     """
     spare = tokens - batch.tokens
     missing = sequences - len(batch.lengths)

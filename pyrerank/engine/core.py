@@ -1,8 +1,7 @@
-"""The core of an engine, which computes rows of results from prompts.
+"""The core of an engine plans passes of prompts, packs their batches, and runs the model over them.
 
-`Core` plans passes of prompts, packs their batches, and runs the model over them on one device,
-from a graph where there is one.  An encoder makes prompts of items before it, and a `Task` makes
-results of rows after it: both come from `pyrerank.reranker` or `pyrerank.embedder`.
+An encoder makes prompts of items before it, and a `Task` makes results of rows after it: both come
+from `pyrerank.reranker` or `pyrerank.embedder`.
 """
 
 from __future__ import annotations
@@ -41,6 +40,7 @@ from pyrerank.weights.checkpoint import Checkpoint
 
 E = TypeVar("E", bound=Encoder[Any])
 T = TypeVar("T", bound=Task)
+R = TypeVar("R")
 
 
 class Core(Generic[E, T]):
@@ -49,11 +49,7 @@ class Core(Generic[E, T]):
     Threads may share a core: a lock is held over each pass, from its inputs to the copy of its
     results on the host, so that the passes of several calls take turns.
 
-    Args:
-        checkpoint: has the weights of decoder and tower.
-        encoder: makes prompts of items.
-        task: makes the head, and results of rows.
-        device, dtype, token_budget, graph, vision_cache: as for `Reranker`.
+    Args and errors: as of `Reranker`; the checkpoint has the weights, and the task makes the head.
 
     Attributes:
         model: the decoder and the head; an engine that was closed or is lost has none.
@@ -64,13 +60,11 @@ class Core(Generic[E, T]):
         computed: tokens that went through the decoder so far.
         share_prefixes: whether what prompts have in common at their start is computed once; with
             graphs, once a pass.
-        prune_last_layer: whether the last layer computes queries and MLP for last tokens only.
+        prune_last_layer: whether the last layer computes queries and MLP for last tokens only; each
+            setting has graphs of its own.
 
-    ``share_prefixes`` and ``prune_last_layer`` change no score beyond rounding, and can be switched
-    for comparison.  Each setting of the latter has graphs of its own, captured when they are
-    needed.  Where a checkpoint pools over all tokens of a prompt, both count as off.
-
-    Raises: as `Reranker`.
+    The last two change no score beyond rounding, and can be switched for comparison.  Where a
+    checkpoint pools over all tokens of a prompt, both count as off.
     """
 
     def __init__(
@@ -102,7 +96,7 @@ class Core(Generic[E, T]):
         self.task = task
         self.computed = 0
         self.share_prefixes = self.prune_last_layer = True
-        # The last stream's prefix for the next one, and the key of its tokens.
+        # what the last stream leaves for the next one, with the key of its tokens
         self._prefix: tuple[Prefix, np.ndarray] | None = None
         self.graphs: Graphs | None = None
         self.features: Features | None = None
@@ -123,43 +117,36 @@ class Core(Generic[E, T]):
     def _start_graphs(self) -> None:
         assert isinstance(self.device, Accelerator)
         attend = self.device.attention(self.dtype, captured=True)
-        forward = partial(self.model, attend=attend, prefix=self.model.no_prefix())
-        try:
-            self.graphs = Graphs(
-                forward,
-                self.device,
-                self.token_budget,
-                attend,
-                len(self.model.decoder.layers),
-                self.model.decoder.activation_bytes(self.token_budget, attend),
-                self.features,
-            )
-        except GraphError as error:
-            self._give_up_graphs(error)
+        start = partial(
+            Graphs,
+            partial(self.model, attend=attend, prefix=self.model.no_prefix()),
+            self.device,
+            self.token_budget,
+            attend,
+            len(self.model.decoder.layers),
+            self.model.decoder.activation_bytes(self.token_budget, attend),
+            self.features,
+        )
+        self.graphs = self._or_eagerly(start)
 
     def device_memory(self) -> int:
         """See `Engine.device_memory`."""
         with self._turn():
             decoder = self.model.decoder
             attend = self.device.attention(self.dtype, captured=self.graphs is not None)
-            mask = attend.constant_bytes()
             weights = sum(parameter.nbytes for parameter in decoder.parameters())
+            activations = decoder.activation_bytes(self.token_budget, attend)
             vision = self.features.device_memory() if self.features is not None else 0
-            return weights + mask + decoder.activation_bytes(self.token_budget, attend) + vision
+            return weights + attend.constant_bytes() + activations + vision
 
     def warmup(self) -> None:
         """See `Engine.warmup`."""
         with self._turn(), torch.inference_mode():
             if self.graphs is not None:
-                try:
-                    self.graphs.warmup(prune=self._prunes)
-                except GraphError as error:
-                    self._give_up_graphs(error)
+                self._or_eagerly(partial(self.graphs.warmup, prune=self._prunes))
 
     def close(self, reason: str) -> None:
-        """Lets go of weights, graphs and features; later calls raise `EngineClosed` and say
-        ``reason``.  See `Engine.close`.
-        """
+        """See `Engine.close`; later calls raise `EngineClosed` and say ``reason``."""
         with self.failures.lock:
             if self.failures.lost is None:
                 self.failures.lost = reason
@@ -180,9 +167,7 @@ class Core(Generic[E, T]):
             progress: as in `Reranker.score`.
             result: makes results of rows; None takes `Task.result`.
 
-        Raises:
-            NonFiniteScore: the row of an item gives no result.
-            DeviceError: as `Reranker.score`.
+        Raises: NonFiniteScore and DeviceError, as `Reranker.score`.
         """
         if progress is not None:
             check_flag("progress", progress)
@@ -203,11 +188,9 @@ class Core(Generic[E, T]):
         progress: bool | None = None,
         result: Callable[[Prompt, torch.Tensor, str], Any] | None = None,
     ) -> Iterator[tuple[Any, Any | NonFiniteScore]]:
-        """Yields the different ones among items, in order, each with its result, or with an error
-        if its row gives none.
+        """Yields each item once, in order, with its result, or with an error if its row gives none.
 
-        ``names`` says what errors call items, which otherwise are "it"; ``result`` is as for
-        `results`.
+        ``names`` says what errors call items, which otherwise are "it".
         """
         make, named = result or self.task.result, names or {}
         each = unique(items)
@@ -224,10 +207,7 @@ class Core(Generic[E, T]):
     def rows(
         self, prompts: Iterable[Prompt], total: int, progress: bool | None
     ) -> Iterator[tuple[Prompt, torch.Tensor]]:
-        """Yields prompts in order, each with its row of results, [N] on the host.
-
-        ``total`` is their number, for the progress bar; ``progress`` is as in `Reranker.score`.
-        """
+        """Yields ``total`` prompts in order, each with its row of results, [N] on the host."""
         hide = None if progress is None else not progress  # tqdm's None: hidden unless a terminal
         delay = 1 if progress is None else 0
         unit = self.task.unit
@@ -248,12 +228,8 @@ class Core(Generic[E, T]):
         """Computes any number of prompts; yields each pass with its rows of results, [B, N] on the
         host.
 
-        A thread of its own takes windows as passes need them, one pass ahead.  An empty window ends
-        a pass; see `plan`.  With ``keep``, the next stream may share the beginning of the last
-        prompt.
-
-        Raises:
-            DeviceError: as `Reranker.score`.
+        A thread of its own takes windows as passes need them, one pass ahead; see `plan`.  With
+        ``keep``, the next stream may share the beginning of the last prompt.
         """
         with self._turn():
             prefix, key = self._prefix or (self.model.no_prefix(), NO_KEY)
@@ -275,12 +251,10 @@ class Core(Generic[E, T]):
         return self.prune_last_layer and not self._every_token
 
     def _plan(
-        self,
-        windows: Iterable[Sequence[Prompt]],
-        prefix: np.ndarray = NO_KEY,
+        self, windows: Iterable[Sequence[Prompt]], prefix: np.ndarray = NO_KEY
     ) -> Iterator[Pass]:
         graphs = self.graphs
-        bounded = graphs is not None or self.attend.gathers
+        bounded = graphs is not None or self.attend.key_copies > 1
         return plan(
             windows,
             self.token_budget,
@@ -299,7 +273,10 @@ class Core(Generic[E, T]):
             if self.features is not None and (visuals := planned.visuals):
                 batch = replace(batch, features=self.features.rows(visuals))
             self.computed += batch.tokens
-            out = self._replay(batch)
+            out = None
+            if self.graphs is not None:
+                replay = partial(self.graphs.replay, batch, prune=self._prunes)
+                out = self._or_eagerly(replay)
             if out is None:
                 on_device = batch.moved(self.device.upload(batch.data))
                 prefix.rows = on_device.prefix_rows(planned.next_prefix)
@@ -313,36 +290,30 @@ class Core(Generic[E, T]):
                 self.failures.check_works("the device dropped work")
             return rows
 
-    def _replay(self, batch: Batch) -> torch.Tensor | None:
-        """Returns the results of `Model` from a graph, or None if there is no graph for them."""
-        if self.graphs is None:
-            return None
+    def _or_eagerly(self, call: Callable[[], R]) -> R | None:
+        """What ``call`` returns; if it finds that graphs fail, gives them up and returns None."""
         try:
-            return self.graphs.replay(batch, prune=self._prunes)
+            return call()
         except GraphError as error:
-            self._give_up_graphs(error)
+            traceback.clear_frames(error.__traceback__)
+            self.graphs = None
+            self.failures.check_works(f"a graph failed and left it unusable: {error}")
+            warn(
+                "a forward pass could not be captured or replayed, so this engine runs eagerly "
+                f"from here on, with the same scores ({error}). Free memory or streams on "
+                f"{self.device}, or lower token_budget, which is {self.token_budget}, for fewer "
+                "and smaller graphs; graph=False does without.",
+                RuntimeWarning,
+            )
             return None
-
-    def _give_up_graphs(self, error: GraphError) -> None:
-        traceback.clear_frames(error.__traceback__)
-        self.graphs = None
-        self.failures.check_works(f"a graph failed and left it unusable: {error}")
-        warn(
-            "a forward pass could not be captured or replayed, so this engine runs eagerly from "
-            f"here on, with the same scores ({error}). Free memory or streams on {self.device}, or "
-            f"lower token_budget, which is {self.token_budget}, for fewer and smaller graphs; "
-            "graph=False does without.",
-            RuntimeWarning,
-        )
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        """Stands around all that needs the model.
-
-        It holds the lock and names the device's errors; it frees what it can if memory was too
-        little, and lets go of everything if the engine is lost.
-        """
-        with self.failures.turn():
+        """Stands around all that needs the model: holds the lock, names the device's errors, and
+        frees what it can if memory was too little, or everything if the engine is lost."""
+        self.failures.check_usable()
+        with self.failures.lock:
+            self.failures.check_usable()
             try:
                 with self.failures.named():
                     yield
@@ -366,12 +337,9 @@ class Core(Generic[E, T]):
     def _check_finite(self, row: torch.Tensor, name: str) -> None:
         if row.isfinite().all():
             return
-        bad = self._bad_weights
-        cause = (
-            f"the checkpoint's weights are not finite: {', '.join(bad[:4])}"
-            if bad
-            else f"the arithmetic overflowed in {self.dtype}; try dtype='float32'"
-        )
+        cause = f"the arithmetic overflowed in {self.dtype}; try dtype='float32'"
+        if self._bad_weights:
+            cause = f"the checkpoint's weights are not finite: {', '.join(self._bad_weights[:4])}"
         raise NonFiniteScore(
             f"the model gave NaN or infinity for {name} ({self.checkpoint.path}): {cause}"
         )

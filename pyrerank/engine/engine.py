@@ -16,38 +16,31 @@ from pyrerank.errors import TruncationWarning
 class Engine:
     """A loaded model.  Threads may share it, because their passes take turns.
 
-    Attributes:
-        core: computes results.  The server and the command line use it beside the methods, and
-            measurements its counters and switches.
+    The server and the command line use its ``core`` beside the methods.
     """
-
-    core: Core[Any, Any]
 
     def __init__(self, core: Core[Any, Any]) -> None:
         self.core = core
 
     @property
     def device(self) -> torch.device:
-        """The device that the model is on, with its index; cannot be set."""
+        """The device that the model is on, with its index."""
         return self.core.device.torch_device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of weights and activations; cannot be set."""
+        """The dtype of weights and activations."""
         return self.core.dtype
 
     @property
     def token_budget(self) -> int:
-        """Most tokens of one pass; a longer prompt has a pass of its own.  Cannot be set."""
+        """Most tokens of one pass; a longer prompt has a pass of its own."""
         return self.core.token_budget
 
     @property
     def max_tokens(self) -> int:
-        """Most tokens of a whole prompt.  Can be set between calls; None sets the default.
-
-        Raises:
-            ValueError: it is set to less than a prompt needs, or to more than the checkpoint's
-                ``max_position_embeddings``.
+        """Most tokens of a whole prompt.  Can be set between calls; None sets the default.  Less
+        than a prompt needs, or more than the checkpoint allows, raises ValueError.
         """
         return self.core.encoder.max_tokens
 
@@ -57,11 +50,7 @@ class Engine:
 
     def warmup(self) -> None:
         """Captures the graph of every bucket now, and not at its first use; without graphs, does
-        nothing.
-
-        Raises:
-            DeviceError: the device failed; `OutOfMemory` and `EngineClosed` say what that leaves.
-        """
+        nothing.  Raises `DeviceError`, as a call would."""
         self.core.warmup()
 
     def device_memory(self) -> int:
@@ -71,20 +60,16 @@ class Engine:
         the tower, its pass, and all of ``vision_cache``.  Allocators round up what they take, by
         less than a twentieth of the sum for the published models.  A prompt longer than
         ``token_budget``, of at most ``max_tokens``, takes more, and without graphs so do the keys
-        and values that a pass leaves for the next.
-
-        Raises:
-            EngineClosed: the engine was closed or is lost.
+        and values that a pass leaves for the next.  Raises `EngineClosed`, as a call would.
         """
         return self.core.device_memory()
 
     def close(self) -> None:
         """Lets go of weights, graphs and features; the engine cannot be used afterwards.
 
-        Waits for a pass that runs in another thread; the call that the pass belongs to then raises
-        `EngineClosed`, unless that pass was its last.  Closing again does nothing.  In a forked
-        child it does nothing either: what an engine holds is the parent's.  ``with Reranker(...) as
-        engine:`` closes it at the end.
+        Waits for a pass that runs in another thread, whose call then raises `EngineClosed`, unless
+        that pass was its last.  Closing again does nothing, and closing in a forked child neither:
+        what the engine holds is the parent's.  ``with Reranker(...) as engine:`` closes at the end.
         """
         if not forked():
             self.core.close(f"this {type(self).__name__} was closed; make a new one")
@@ -104,7 +89,6 @@ class Engine:
         )
 
     def _warn_of_cuts(self, results: Sequence[Any]) -> None:
-        """Warns once of all results whose prompts were cut."""
         cut = [i for i, result in enumerate(results) if result.truncated]
         if cut:
             most = self.core.checkpoint.max_positions

@@ -15,19 +15,13 @@ from pyrerank.errors import DeviceError, EngineClosed, OutOfMemory
 class Failures:
     """Has the lock of one engine, knows whether it can be used, and names errors of its device.
 
-    Making one notes that this process runs models from here on; see `check_process`.
-
-    Args:
-        device: the engine's.
-        token_budget: most tokens of a pass, which messages name.
+    Making one notes that this process runs models from here on, or raises; see `check_process`.
+    ``token_budget`` is named in messages.
 
     Attributes:
         lock: whoever holds it may use the model, the graphs and the features.
         lost: why the engine can never be used again; None while it can.
         loaded: whether the engine is complete, which messages about memory tell.
-
-    Raises:
-        EngineClosed: this process was forked from one that ran a model.
     """
 
     def __init__(self, device: Device, token_budget: int) -> None:
@@ -47,35 +41,23 @@ class Failures:
             raise EngineClosed(self.lost)
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Holds the lock of an engine that can be used.
-
-        Raises:
-            EngineClosed: it cannot be used.
-        """
-        self.check_usable()
-        with self.lock:
-            self.check_usable()
-            yield
-
-    @contextmanager
     def named(self) -> Iterator[None]:
-        """Turns errors of torch and its backends into those of `pyrerank.errors`.
+        """Turns errors of torch and its backends into `OutOfMemory`; `EngineClosed`, if the device
+        no longer works; or `DeviceError`, if it works again.
 
         It frees the tensors that the frames of such an error hold.  Other errors pass through, such
         as a RuntimeError on a CPU, which is no failure of a device.
-
-        Raises:
-            OutOfMemory: memory of the device or the host was too little.
-            EngineClosed: the device no longer works.
-            DeviceError: the device failed, and works again.
         """
         try:
             yield
         except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
                 traceback.clear_frames(error.__traceback__)
-                raise self._out_of_memory(error) from error
+                after = "the engine can be used again" if self.loaded else "no engine was made"
+                raise OutOfMemory(
+                    f"{self._device} has too little free memory: {error}. Lower token_budget, "
+                    f"which is {self._token_budget}, or free memory; {after}"
+                ) from error
             if not isinstance(self._device, Accelerator) or isinstance(error, DeviceError):
                 raise
             traceback.clear_frames(error.__traceback__)
@@ -83,21 +65,11 @@ class Failures:
             raise DeviceError(f"{self._device} failed: {error}; it can be used again") from error
 
     def check_works(self, reason: str) -> None:
-        """Loses the engine if its device no longer works; ``reason`` says what failed.
-
-        Raises:
-            EngineClosed: the device does not work.
-        """
+        """Raises `EngineClosed` and loses the engine if its device no longer works; ``reason`` says
+        what failed."""
         if not self._device.works():
             self.lost = (
                 f"{self._device} or its runtime in this process is lost ({reason}); no engine in "
                 "this process can use it any more: start a new process"
             )
             raise EngineClosed(self.lost)
-
-    def _out_of_memory(self, error: Exception) -> OutOfMemory:
-        after = "the engine can be used again" if self.loaded else "no engine was made"
-        return OutOfMemory(
-            f"{self._device} has too little free memory: {error}. Lower token_budget, which is "
-            f"{self._token_budget}, or free memory; {after}"
-        )

@@ -1,13 +1,11 @@
-"""Features of pictures, which the decoder reads in place of vision tokens' embeddings.
-
-Those used last are remembered, so that a picture that comes again is not computed again.
-"""
+"""Features of pictures, which the decoder reads in place of vision tokens' embeddings."""
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 
@@ -20,12 +18,12 @@ from pyrerank.weights.config import MERGE, PAIR, PATCH
 
 
 class Features:
-    """The vision tower, and the features that it gave lately.
+    """The vision tower, and the features used last, which are not computed again.
 
     Args:
         tower: the vision tower, on the engine's device.
         tokens: most vision tokens of one pass of the tower; a larger picture has a pass of its own.
-        capacity: most bytes of features to remember, on the device; those used last stay.
+        capacity: most bytes of features to remember, on the device.
 
     Attributes:
         encoded: how many images and videos went through the tower so far.
@@ -36,6 +34,7 @@ class Features:
         self._tower = tower
         # In the tower's attention, each picture and each pair of frames is a sequence.
         self._tokens = min(tokens, MIN_IMAGE_TOKENS * MAX_SEQUENCES)
+        self._activations = tower.activation_bytes(self._tokens * MERGE**2)
         self._capacity = capacity
         self._kept: OrderedDict[bytes, torch.Tensor] = OrderedDict()
 
@@ -44,8 +43,12 @@ class Features:
         tokens one after the other; equal ones are encoded once."""
         unique = {visual.digest: visual for visual in visuals}
         found = {digest: self._kept[digest] for digest in unique if digest in self._kept}
-        for run in self._runs([v for digest, v in unique.items() if digest not in found]):
-            found |= self._encode(run)
+        new = [visual for digest, visual in unique.items() if digest not in found]
+        while new:
+            ends = accumulate(_tokens(visual) for visual in new)
+            count = max(1, sum(end <= self._tokens for end in ends))
+            found |= self._encode(new[:count])
+            new = new[count:]
         for digest in unique:
             self._kept[digest] = found[digest]
             self._kept.move_to_end(digest)
@@ -61,34 +64,18 @@ class Features:
         return weight.new_zeros(levels, tokens, len(weight))
 
     def device_memory(self) -> int:
-        """How many bytes it takes: the tower's weights, one pass of the tower, the capacity, and
-        three times the features of a pass: as the tower gives them, joined for the decoder, and as
-        inputs of a graph."""
+        """How many bytes all this takes."""
         weights = sum(parameter.nbytes for parameter in self._tower.parameters())
-        activations = self._tower.activation_bytes(self._tokens * MERGE**2)
-        rows = self.zeros(1).nbytes * self._tokens
-        return weights + activations + 3 * rows + self._capacity
+        # three times: as the tower gives them, joined for the decoder, and as inputs of a graph
+        rows = 3 * self.zeros(1).nbytes * self._tokens
+        return weights + self._activations + rows + self._capacity
 
     def clear(self) -> None:
-        """Forgets all features."""
         self._kept.clear()
-
-    def _runs(self, visuals: Sequence[Visual]) -> Iterator[list[Visual]]:
-        run: list[Visual] = []
-        total = 0
-        for visual in visuals:
-            tokens = _tokens(visual)
-            if run and total + tokens > self._tokens:
-                yield run
-                run, total = [], 0
-            run.append(visual)
-            total += tokens
-        if run:
-            yield run
 
     def _encode(self, visuals: Sequence[Visual]) -> dict[bytes, torch.Tensor]:
         # again for each pass: captures of graphs give back what was reserved before
-        self._tower.device.reserve(self._tower.activation_bytes(self._tokens * MERGE**2))
+        self._tower.device.reserve(self._activations)
         pixels = patches([visual.frames for visual in visuals], self._tower.pos_embed.weight.dtype)
         out = self._tower(pixels, [_grid(visual) for visual in visuals])
         self.encoded += len(visuals)

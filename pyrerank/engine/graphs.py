@@ -1,12 +1,11 @@
 """Whole-forward graphs: a pass is captured once a bucket, and replayed with other inputs.
 
-A bucket is a number of packed tokens T, a number of sequences S and a number of keys K, with
-pictures or without.  A batch is padded to the smallest bucket that holds it: the spare rows are one
-more sequence, which no result looks at.  Inputs, features of pictures among them, are copied into
-static buffers; the device replaces the lengths that attention was captured with.
+A batch is padded to the smallest bucket that holds it: the spare rows are one more sequence, which
+no result looks at.  Inputs, features of pictures among them, are copied into static buffers; the
+device replaces the lengths that attention was captured with.
 
-Sequences share prefixes within a pass: K keys are gathered whether or not they are shared, so that
-a bucket needs one graph.  Nothing is left for the next pass, whose first prompt computes all.
+Sequences share prefixes within a pass.  All keys are gathered, whether or not they are shared, so
+that a bucket needs one graph.  Nothing is left for the next pass, whose first prompt computes all.
 """
 
 from __future__ import annotations
@@ -42,6 +41,11 @@ class Bucket:
     sequences: int
     vision: bool = False
 
+    @property
+    def keys(self) -> int:
+        """As many as the prompts may have, and one for each that is missing."""
+        return (1 + SHARED_PER_TOKEN) * self.tokens + self.sequences
+
     def holds(self, batch: Batch) -> bool:
         return (
             self.tokens >= batch.tokens
@@ -51,13 +55,7 @@ class Bucket:
         )
 
     def pad(self, batch: Batch) -> Batch:
-        """A batch that it holds, or one without its features, with all of its rows."""
         return pad(batch, self.tokens, self.sequences, self.keys)
-
-    @property
-    def keys(self) -> int:
-        """As many as the prompts may have, and one for each that is missing."""
-        return (1 + SHARED_PER_TOKEN) * self.tokens + self.sequences
 
 
 class GraphError(PyrerankError, RuntimeError):
@@ -78,8 +76,7 @@ class Graphs:
     """The captured passes of one engine.
 
     Args:
-        forward: from a batch on the device to its results, a row a sequence; ``prune``: whether
-            the last layer computes last tokens only.
+        forward: `Model`, with an attention and a prefix.
         device: has graphs.
         token_budget: most tokens of a pass; bounds the number of buckets.
         attend: the attention of ``forward``, which calls it once a layer.
@@ -88,8 +85,7 @@ class Graphs:
         features: of a model that reads pictures.
 
     Attributes:
-        captures: passes captured so far.
-        replays: passes replayed so far.
+        captures, replays: how many passes were captured and replayed so far.
 
     Raises:
         GraphError: the device has no streams or memory left for graphs.
@@ -113,7 +109,7 @@ class Graphs:
         self._workspace = workspace
         self._graphs: dict[tuple[Bucket, bool], tuple[Any, torch.Tensor]] = {}
         largest = self.buckets[-1]
-        # of which T only with pictures
+        # ids, positions and index of vision tokens; bounds of sequences and of keys; rows
         size = 5 * largest.tokens + 2 * (largest.sequences + 2) + largest.keys
         self._features: torch.Tensor | None = None
         try:

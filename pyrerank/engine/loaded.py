@@ -1,8 +1,5 @@
-"""Between calls, the module-level functions hold one engine that scores and one that embeds.
-
-There are two, because a program that retrieves with an embedder and sorts with a reranker would
-otherwise load both models again at each step.
-"""
+"""Between calls, the module-level functions hold one engine that scores and one that embeds, for
+programs that retrieve with one and sort with the other."""
 
 from __future__ import annotations
 
@@ -27,8 +24,7 @@ FILES = ("*.json", "*.jinja", "*.safetensors", "*/*.json", "*/*.safetensors")  #
 class Loaded(Generic[E]):
     """Holds the engine of the last call, for the next call that asks for the same.
 
-    Args:
-        make: loads an engine from a folder; takes ``device`` and ``dtype``.
+    ``make`` loads an engine from a folder.
     """
 
     def __init__(self, make: Callable[..., E]) -> None:
@@ -50,8 +46,6 @@ class Loaded(Generic[E]):
 
         An engine is loaded if the last call asked for another checkpoint, device or dtype, or if
         the files of the checkpoint have changed since; the engine before is closed first.
-
-        Raises: as `pyrerank.Reranker`.
         """
         check_process()
         with self._lock:
@@ -78,10 +72,5 @@ class Loaded(Generic[E]):
 
 def _files(folder: Path) -> list[tuple[str, int, int, int]]:
     """Names and identities of a checkpoint's files; if one changes, it is another checkpoint."""
-    found = []
-    for pattern in FILES:
-        for file in sorted(folder.glob(pattern)):
-            status = file.stat()
-            identity = status.st_ino, status.st_size, status.st_mtime_ns
-            found.append((str(file), *identity))
-    return found
+    found = {file: file.stat() for pattern in FILES for file in sorted(folder.glob(pattern))}
+    return [(str(file), s.st_ino, s.st_size, s.st_mtime_ns) for file, s in found.items()]

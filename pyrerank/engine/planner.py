@@ -1,8 +1,7 @@
 """The planner: divides prompts into passes, under a token budget.
 
-Prompts that begin with the same tokens compute them once: prompts are sorted, so that each shares
-its first tokens with the prompt before it, and attends to the keys and values that are there
-already.  This module knows nothing of torch; `pyrerank.engine.batch` makes the tensors of a pass.
+Prompts are sorted, so that each shares its first tokens with the prompt before it, and attends to
+the keys and values that are there already.  This module knows nothing of torch.
 """
 
 from __future__ import annotations
@@ -18,11 +17,10 @@ import numpy as np
 from pyrerank.media.images import Visual
 from pyrerank.prompts.items import Prompt, Span
 
-# A prompt that is not known yet probably begins with so many tokens of the one before: those of the
-# template, the instruction and a short query.
+# A prompt that is not known yet probably shares template, instruction and a short query.
 LIKELY_PREFIX = 256
 NO_KEY = np.empty(0, ">u8")
-# So many prompts are sorted together: a limit, because all their token ids are held until then.
+# So many prompts are sorted together, because all their token ids are held until then.
 WINDOW = 1024
 
 
@@ -32,11 +30,9 @@ class Pass:
 
     Attributes:
         members: the place of each prompt among all that were planned.
-        prompts: the prompts.
         shared: how many first tokens each prompt shares with the one before it, and does not
             compute; the first prompt shares them with the last one of the pass before.
-        next_prefix: how many first tokens of the last prompt the next pass starts from, so that
-            their keys and values must be left for it.
+        next_prefix: how many first tokens of the last prompt the next pass starts from.
         computed: how many tokens the prompts compute together.
         total_shared: the sum of ``shared``.
     """
@@ -57,12 +53,10 @@ class Pass:
 
     @property
     def ids(self) -> list[list[int]]:
-        """The token ids of each prompt."""
         return [prompt.ids for prompt in self.prompts]
 
     @property
     def spans(self) -> list[tuple[Span, ...]]:
-        """The spans of each prompt."""
         return [prompt.spans for prompt in self.prompts]
 
     @property
@@ -96,15 +90,14 @@ def plan(
     """Divides a stream of prompts into passes that compute at most ``token_budget`` tokens each.
 
     With ``share``, the prompts of a window are sorted, and each computes what follows its longest
-    prefix in common with the one before it: so the tree that they form is computed once.  Without,
-    prompts stay in order, and compute all of their tokens.  A prompt that is over a limit gets a
-    pass of its own.
+    prefix in common with the one before it, so that the tree that they form is computed once.
+    Without, prompts stay in order, and compute all of their tokens.  A prompt that is over a limit
+    gets a pass of its own.
 
     Args:
-        windows: prompts that are sorted together; members of passes are counted through all of
-            them.  A pass goes on from one window to the next, and so asks for the window after it
-            before it is complete.  An empty window ends the pass instead, when what follows is
-            not known yet: the pass then leaves what the next prompt probably shares.
+        windows: prompts that are sorted together.  A pass goes on from one window to the next.  An
+            empty window ends it instead, when what follows is not known yet: the pass then leaves
+            what the next prompt probably shares.
         most_sequences: most prompts of a pass.
         most_shared: most tokens that the prompts of a pass share, the sum of ``Pass.shared``.
         leave_prefix: whether a pass leaves a prefix for the next one; otherwise the first prompt of
@@ -140,27 +133,21 @@ def plan(
 
 
 def likely_prefix(prompt: Prompt) -> int:
-    """How many first tokens of a pass's last prompt are left for a prompt that is not known yet: at
-    most `LIKELY_PREFIX`, and none from the first picture on."""
+    """How many first tokens are left for a prompt that is not known yet: none from the first
+    picture on."""
     return min(LIKELY_PREFIX, len(prompt.ids), *(span.start for span in prompt.spans))
 
 
 def common(previous: np.ndarray, key: np.ndarray) -> int:
-    """How many first tokens of a prompt need not be computed after another; never all of them.
-
-    Args:
-        previous, key: keys of the other prompt and of this one; see `key_of`.
-    """
+    """How many first tokens a prompt, of this ``key``, shares with another; never all of them."""
     shorter = max(0, min(len(previous), len(key) - 1))
     different = np.flatnonzero(previous[:shorter] != key[:shorter])
     return int(different[0]) if len(different) else shorter
 
 
 def key_of(prompt: Prompt) -> np.ndarray:
-    """A number for each token: its id, or for a vision token the name of its picture.
-
-    Numbers are big-endian, so that their bytes sort as they do.
-    """
+    """A number for each token, its id or the name of its picture; big-endian, so that bytes sort as
+    the numbers do."""
     key = np.array(prompt.ids, ">u8")
     for visual, spans in _by_visual(prompt):
         name = blake2b(visual.key, digest_size=8).digest()

@@ -11,12 +11,10 @@ from torch import Tensor
 class Prefix:
     """Keys and values of P tokens, [P, kv_heads, head_dim] in each layer; at first P is 0.
 
-    Args:
-        layers: the number of layers, each of which calls `extend` once a pass, in order.
+    Each of ``layers`` layers calls `extend` once a pass, in order.
 
     Attributes:
-        rows: int32, the rows of keys and values that a pass leaves for the next one.  Rows count
-            the P tokens first, then the tokens of the pass; see `Batch.prefix_rows`.
+        rows: int32, what a pass leaves for the next one; see `Batch.prefix_rows`.
     """
 
     def __init__(self, layers: int) -> None:
@@ -34,11 +32,11 @@ class Prefix:
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Puts keys and values of a pass, [T, kv_heads, head_dim], behind those of the prefix, and
         returns all P + T of each.  Their ``rows`` become the prefix of the next pass."""
-        prefix = self._layers.popleft()
-        if prefix is not None:
+        if prefix := self._layers.popleft():
             key, value = torch.cat((prefix[0], key)), torch.cat((prefix[1], value))
-        following = None
-        if len(self.rows):
-            following = key.index_select(0, self.rows), value.index_select(0, self.rows)
-        self._layers.append(following)
+        self._layers.append(
+            (key.index_select(0, self.rows), value.index_select(0, self.rows))
+            if len(self.rows)
+            else None
+        )
         return key, value

@@ -1,4 +1,4 @@
-"""What a core asks of its engine: the head, and what the head's rows mean."""
+"""A task is what an engine is for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pyrerank.prompts.items import Prompt
 
 
 class Task(Protocol):
-    """What an engine is for: it makes the head, and makes results of the head's rows.
+    """Makes the head, and results of the head's rows.
 
     Attributes:
         unit: what the progress bar counts, such as "pair".
@@ -25,13 +25,5 @@ class Task(Protocol):
         """Makes the head, with its weights on ``device``."""
 
     def result(self, prompt: Prompt, row: torch.Tensor, name: str) -> Any:
-        """Makes the result of a prompt.
-
-        Args:
-            prompt: what was run.
-            row: what the head gave for it, [N] on the host; all numbers are finite.
-            name: what messages call the item.
-
-        Raises:
-            NonFiniteScore: the row gives no result.
-        """
+        """Makes the result of a prompt of ``row``, what the head gave for it: [N] finite numbers on
+        the host.  Raises `NonFiniteScore`, about ``name``, if the row gives no result."""
