@@ -1,17 +1,16 @@
 """The Qwen3 decoder, prefill only, over packed sequences.
 
 Module and parameter names are those of the published checkpoints, but for the matrices that read
-the same input, which are stored as one.  No vocabulary head and no final norm: `Decoder` ends
-with the hidden states of last tokens; the fused kernels of `pyrerank.kernels.ops` go on from there.
+the same input, which are stored as one.  The final norm is left to the kernels of the heads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pyrerank.devices.attention import CausalAttention
 from pyrerank.devices.base import Device
@@ -32,13 +31,11 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(size))
         self.eps = eps
 
-    def forward(
-        self, x: torch.Tensor, delta: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, x: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
         """x + delta, or x, and its norm."""
         return self.device.add_rms_norm(x, delta, self.weight, self.eps)
 
-    def rotate(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """The norm of each head, rotated; may overwrite x."""
         return self.device.norm_rotate(x, self.weight, self.eps, cos, sin)
 
@@ -59,14 +56,14 @@ class Attention(nn.Module):
 
     def forward(
         self,
-        x: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
         batch: Batch,
         attend: CausalAttention,
         prefix: Prefix,
-        rows: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        rows: Tensor | None = None,
+    ) -> Tensor:
         """Attention's contribution to ``rows`` of x, or to all."""
         if rows is None:
             qkv = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim))
@@ -84,8 +81,7 @@ class Attention(nn.Module):
             q = self.q_norm.rotate(q, cos_q, sin_q)
         k = self.k_norm.rotate(k, cos, sin)
         k, v = prefix.extend(k, v.contiguous())
-        out: torch.Tensor = self.o_proj(attend(q, k, v, batch).flatten(1))
-        return out
+        return self.o_proj(attend(q, k, v, batch).flatten(1))
 
 
 class MLP(nn.Module):
@@ -99,13 +95,12 @@ class MLP(nn.Module):
         self.gate_up_proj = Linear(device, scheme, hidden, gate_up)
         self.down_proj = Linear(device, scheme, intermediate, hidden)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.down_proj(self.device.swiglu(self.gate_up_proj(x)))
-        return out
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(self.device.swiglu(self.gate_up_proj(x)))
 
 
 class Layer(nn.Module):
-    """Attention and MLP, each with the norm before it; `Decoder.forward` runs them."""
+    """Attention and MLP, each with the norm before it."""
 
     def __init__(self, config: DecoderConfig, device: Device, scheme: Float) -> None:
         super().__init__()
@@ -117,16 +112,15 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embedding, layers, and the weight of the final norm, which the fused tail applies.
+    """Embedding, layers, and the weight of the final norm, which a head applies.
 
     Attributes:
-        norm: weight [hidden_size] and eps of the final norm.
         inv_freq: float32 [head_dim / 2], angle per position of each rotated pair.
-        axes: int32 [head_dim / 2], by which of the three positions each pair is rotated.
+        axes: see `interleaved_axes`.
     """
 
-    inv_freq: torch.Tensor
-    axes: torch.Tensor
+    inv_freq: Tensor
+    axes: Tensor
 
     def __init__(self, config: DecoderConfig, device: Device, scheme: Float) -> None:
         super().__init__()
@@ -136,14 +130,12 @@ class Decoder(nn.Module):
         layers = (Layer(config, device, scheme) for _ in range(config.num_hidden_layers))
         self.layers = nn.ModuleList(layers)
         self.norm = RMSNorm(device, config.hidden_size, config.rms_norm_eps)
-        self.register_buffer("inv_freq", None, persistent=False)
-        self.register_buffer("axes", None, persistent=False)
         self._config, self.device = config, device
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, device: Device, dtype: torch.dtype) -> Decoder:
-        """Builds the decoder around the checkpoint's tensors, each brought to ``device`` as it is
-        read.  Raises `CheckpointError` if a tensor is missing, extra or misshapen."""
+        """Builds the decoder around the checkpoint's tensors; raises `CheckpointError` if one is
+        missing, extra or misshapen."""
         config = checkpoint.config
         with torch.device("meta"):
             decoder = cls(config, device, Float())
@@ -153,17 +145,13 @@ class Decoder(nn.Module):
         decoder.axes = interleaved_axes(config.mrope_section).to(device.torch_device)
         return decoder
 
-    def _layers(self) -> Iterator[Layer]:
-        return iter(self.layers)  # type: ignore[arg-type]  # a ModuleList knows no types
-
     def activation_bytes(self, tokens: int, attend: CausalAttention) -> int:
         """Device memory of a pass over ``tokens`` rows, besides the weights.
 
-        At most, in the MLP, x, normed, gate and up, and their product are there, with cos and sin:
-        2 hidden_size + 3 intermediate_size + 2 head_dim numbers a token; or in attention, x,
-        normed, query, result, keys and values, where they are gathered once more for each sequence
-        that shares them.  Two fifths more fill the gaps between tensors of different sizes:
-        measured for the shapes of the published models.  Attention may have scores besides.
+        There are x, normed, cos and sin, and at most one of: gate, up and their product; query,
+        result, keys and values, which may be gathered once more for each sequence that shares them.
+        Two fifths more fill the gaps between tensors of different sizes, which was measured for the
+        shapes of the published models.  Attention may have scores besides.
         """
         config = self._config
         queries = config.num_attention_heads * config.head_dim
@@ -181,25 +169,20 @@ class Decoder(nn.Module):
         *,
         prune: bool,
         every_token: bool = False,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """Hidden states [B, hidden_size] of the sequences' last tokens, before the final norm; or,
         with ``every_token``, [T, hidden_size] of all, for which ``prune`` must be off.
         They have the dtype of the weights, or float32 where the kernels of csrc/cpu run.
 
         The features of pictures take the place of vision tokens' embeddings, and DeepStack features
         are added to the same rows after each of the first layers.  A row of ``batch.index`` may
-        come twice, with the same features.
-
-        Args:
-            batch: the tokens, on the decoder's device.
-            attend: the device's attention.
-            prefix: keys and values that came before, and where those for the next pass go.
-            prune: whether the last layer computes queries and MLP for last tokens only.
+        come twice, with the same features.  With ``prune``, the last layer computes queries and MLP
+        for last tokens only.
         """
         x = self.embed_tokens(batch.ids)
         last = batch.cu_seqlens[1:] - 1
         index = batch.index
-        levels: list[torch.Tensor] = []
+        levels: list[Tensor] = []
         if batch.features is not None:
             index = index.long()
             features, *levels = batch.features.unbind()
@@ -213,7 +196,8 @@ class Decoder(nn.Module):
         # The sum of x and delta is the hidden state: each addition goes with the norm after it.
         # Names are dropped when their tensors are no longer needed, which bounds the memory.
         delta = None
-        for number, layer in enumerate(self._layers()):
+        for number, layer in enumerate(self.layers):
+            assert isinstance(layer, Layer)
             x, normed = layer.input_layernorm(x, delta)
             del delta
             rows = None
@@ -232,11 +216,11 @@ class Decoder(nn.Module):
         return x if prune or every_token else ops.last_token_gather(x, index=last)
 
 
-def interleaved_axes(mrope_section: Sequence[int]) -> torch.Tensor:
+def interleaved_axes(mrope_section: Sequence[int]) -> Tensor:
     """int32 [head_dim / 2]: which position, of time, height and width, rotates each pair.
 
-    mrope_section: of ``config.json``, how many pairs each axis has: height has pairs 1, 4, 7, ...
-        as many as it says, width 2, 5, 8, ..., time all others.
+    ``mrope_section`` says how many pairs each axis has: height has pairs 1, 4, 7, ..., width has 2,
+    5, 8, ..., and time has all others.
     """
     axes = torch.zeros(sum(mrope_section), dtype=torch.int32)
     for axis in (1, 2):

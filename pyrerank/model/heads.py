@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from pyrerank.devices.attention import CausalAttention
 from pyrerank.engine.batch import Batch
@@ -21,44 +21,30 @@ from pyrerank.weights.tensors import TensorFile
 
 
 class Head(Protocol):
-    """From hidden states, before the final norm, to rows of results, one a sequence.
-
-    Attributes:
-        every_token: whether the head wants the hidden states of all tokens, [T, hidden_size], and
-            not those of last tokens, [B, hidden_size].  Then a prompt computes all of its tokens.
-    """
+    """From hidden states, before the final norm, to rows of results, one a sequence."""
 
     @property
-    def every_token(self) -> bool: ...
+    def every_token(self) -> bool:
+        """Whether the head wants the hidden states of all tokens, [T, hidden_size], and not those
+        of last tokens, [B, hidden_size].  Then a prompt computes all of its tokens."""
 
-    def __call__(
-        self, hidden: torch.Tensor, cu_seqlens: torch.Tensor, norm: RMSNorm
-    ) -> torch.Tensor:
+    def __call__(self, hidden: Tensor, cu_seqlens: Tensor, norm: RMSNorm) -> Tensor:
         """Rows of results, [B, N].
 
-        Args:
-            hidden: [B, hidden_size], or [T, hidden_size] with ``every_token``.
-            cu_seqlens: int32 [B + 1], where each sequence starts among the T tokens.
-            norm: the final norm.
+        ``cu_seqlens``, int32 [B + 1], says where each sequence starts among the T tokens, and
+        ``norm`` is the final norm.
         """
 
 
 @dataclass(frozen=True)
 class ScoreHead:
-    """Scores pairs by one vector.
+    """Scores pairs by the classifier vector ``w``, float32 [hidden_size], and ``bias``."""
 
-    Attributes:
-        w: the classifier vector, float32 [hidden_size].
-        bias: is added to its product with the hidden state.
-    """
-
-    w: torch.Tensor
+    w: Tensor
     bias: float
     every_token: bool = False
 
-    def __call__(
-        self, hidden: torch.Tensor, cu_seqlens: torch.Tensor, norm: RMSNorm
-    ) -> torch.Tensor:
+    def __call__(self, hidden: Tensor, cu_seqlens: Tensor, norm: RMSNorm) -> Tensor:
         """Score and logit of each sequence, float32 [B, 2]."""
         rows = torch.arange(len(hidden), dtype=torch.int32, device=hidden.device)
         weight = norm.weight.to(hidden.dtype)
@@ -69,13 +55,8 @@ class ScoreHead:
 class PoolHead:
     """Final norm, pooling, and what the folder has after it, but for a last scaling to length 1.
 
-    Whoever takes the rows cuts and scales them, because one pass, or one captured graph, may serve
-    calls that want different vectors.  Without layers the head is one kernel; with layers,
-    everything is float32.
-
-    Attributes:
-        pooling: mode of `ops.fused_pool`.
-        steps: what follows pooling, in order: layers, and None for scaling to length 1.
+    Whoever takes the rows cuts and scales them, because one pass may serve calls that want
+    different vectors.  With ``steps`` after the kernel, everything is float32; see `Modules`.
     """
 
     pooling: str
@@ -83,28 +64,20 @@ class PoolHead:
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, device: torch.device) -> PoolHead:
-        """Makes the head that the folder asks for.
-
-        Raises:
-            CheckpointError: as `DenseLayer.load`.
-        """
+        """Makes the head that the folder asks for; raises `CheckpointError` as `DenseLayer`."""
         modules = checkpoint.modules
         steps: list[DenseLayer | None] = []
         size = checkpoint.config.hidden_size
-        for step in modules.steps:
-            steps.append(None if step is None else DenseLayer.load(step, size, device))
+        for step in modules.steps[:-1] if modules.normalizes else modules.steps:
+            steps.append(None if step is None else DenseLayer(step, size, device))
             size = size if step is None else step.outputs
-        if modules.normalizes:
-            steps.pop()
         return cls(modules.pooling, tuple(steps))
 
     @property
     def every_token(self) -> bool:
         return self.pooling != "last"
 
-    def __call__(
-        self, hidden: torch.Tensor, cu_seqlens: torch.Tensor, norm: RMSNorm
-    ) -> torch.Tensor:
+    def __call__(self, hidden: Tensor, cu_seqlens: Tensor, norm: RMSNorm) -> Tensor:
         """One whole vector a sequence, [B, size], dtype of hidden, or float32 with layers."""
         weight = norm.weight.to(hidden.dtype)
         if not self.every_token:
@@ -117,33 +90,15 @@ class PoolHead:
         return pooled
 
 
-@dataclass(frozen=True)
 class DenseLayer:
-    """A `Dense` with its weights, float32.
+    """A `Dense` with its weights, float32 on ``device``.
 
-    Attributes:
-        activation: what follows the product.
-        weight: [outputs, inputs].
-        bias: [outputs], or None.
-        residual: [outputs, inputs], what the inputs go through before they are added; None: they
-            are added as they are.
-        adds: whether the inputs are added at all.
+    Raises:
+        CheckpointError: a tensor is absent or of another shape, or the layer does not take
+            ``inputs`` numbers.
     """
 
-    activation: Callable[[torch.Tensor], torch.Tensor]
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-    residual: torch.Tensor | None
-    adds: bool
-
-    @classmethod
-    def load(cls, dense: Dense, inputs: int, device: torch.device) -> DenseLayer:
-        """Reads the weights.
-
-        Raises:
-            CheckpointError: one is absent or of another shape, or the layer does not take
-                ``inputs`` numbers.
-        """
+    def __init__(self, dense: Dense, inputs: int, device: torch.device) -> None:
         wanted: dict[str, tuple[int, ...]] = {"linear.weight": (dense.outputs, dense.inputs)}
         if dense.bias:
             wanted["linear.bias"] = (dense.outputs,)
@@ -157,33 +112,29 @@ class DenseLayer:
             )
         tensors = {name: file.tensor(name).clone().float().to(device) for name in wanted}
         file.check()
-        activation = getattr(torch.nn, dense.activation)()
-        return cls(
-            activation,
-            tensors["linear.weight"],
-            tensors.get("linear.bias"),
-            tensors.get("residual.weight"),
-            dense.residual,
-        )
+        self._activation = getattr(torch.nn, dense.activation)()
+        self._weight = tensors["linear.weight"]
+        self._bias = tensors.get("linear.bias")
+        self._adds, self._residual = dense.residual, tensors.get("residual.weight")
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """float32 [B, outputs], of x, float32 [B, inputs]."""
-        out = self.activation(F.linear(x, self.weight, self.bias))
-        if self.residual is not None:
-            x = F.linear(x, self.residual)
-        return out + x if self.adds else out
+        out: Tensor = self._activation(F.linear(x, self._weight, self._bias))
+        if self._residual is not None:
+            x = F.linear(x, self._residual)
+        return out + x if self._adds else out
 
 
 @dataclass(frozen=True)
 class Model:
-    """Decoder and head: what runs on the device."""
+    """Decoder and head, from a batch to rows of results; see `Decoder.forward`."""
 
     decoder: Decoder
     head: Head
 
     def __call__(
         self, batch: Batch, attend: CausalAttention, prefix: Prefix, *, prune: bool
-    ) -> torch.Tensor:
+    ) -> Tensor:
         every = self.head.every_token
         hidden = self.decoder(batch, attend, prefix, prune=prune and not every, every_token=every)
         return self.head(hidden, batch.cu_seqlens, self.decoder.norm)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +16,12 @@ Shapes = dict[str, torch.Size]
 class Float:
     """The scheme of weights that are stored and multiplied in the model's own dtype.
 
-    A scheme says which tensors of a checkpoint make up a linear layer, how a device keeps them, and
-    how their product with x is taken.  It is chosen when weights are loaded.
+    A scheme, which is chosen when weights are loaded, says which tensors of a checkpoint make up a
+    linear layer, how a device keeps them, and how their product with x is taken.
     """
 
     def tensors(self, inputs: int, outputs: int, *, bias: bool) -> Shapes:
-        """The names and shapes of a layer's tensors, which are those of a checkpoint."""
+        """The names and shapes of a layer's tensors in a checkpoint."""
         shapes = {"weight": torch.Size((outputs, inputs))}
         return shapes | {"bias": torch.Size((outputs,))} if bias else shapes
 
@@ -39,16 +38,13 @@ class Float:
 class Linear(nn.Module):
     """A published linear layer; or several that read the same input, computed as one.
 
-    Args:
-        device: where the product is taken.
-        scheme: how weights are stored and multiplied.
-        inputs: numbers of a row of x.
-        outputs: numbers of a row of the result; or the published names of several layers, which lie
-            beside this module in the checkpoint, with the outputs of each.
+    ``outputs`` is a number; or the published names of several layers, which lie beside this module
+    in the checkpoint, with the outputs of each.
     """
 
     weight: Tensor
     bias: Tensor | None
+    __call__: Callable[..., Tensor]
 
     def __init__(
         self,
@@ -79,7 +75,7 @@ class Linear(nn.Module):
         }
 
     def forward(self, x: Tensor, rows: slice = ALL) -> Tensor:
-        """[T, outputs] of x [T, inputs], or those of the outputs that ``rows`` names."""
+        """[T, outputs] of x [T, inputs], or the outputs that ``rows`` names."""
         return self.scheme.product(self.device, self, x, rows)
 
 
@@ -88,31 +84,24 @@ def load(
 ) -> None:
     """Fills a module that was made without memory, each tensor brought to ``device`` as it is read.
 
-    Args:
-        weights: takes the published names and shapes of all tensors that are wanted, and gives a
-            function that reads tensors by their names and joins them along their first dimension.
-
-    Raises:
-        CheckpointError: ``weights`` does, where a tensor is missing, extra or misshapen.
+    ``weights`` takes the published names and shapes of all tensors that are wanted, and gives a
+    function that reads tensors by their names and joins them along their first dimension.  It
+    raises `CheckpointError` where a tensor is missing, extra or misshapen.
     """
-    sources: dict[str, Shapes] = {}
-    layers: dict[str, Any] = {}
+    wanted: Shapes = {}
+    plans: dict[str, tuple[Float, str, Shapes]] = {}
     for full_name, parameter in module.named_parameters():
         owner, _, name = full_name.rpartition(".")
         layer = module.get_submodule(owner)
+        scheme, sources = Float(), {full_name: parameter.shape}
         if isinstance(layer, Linear):
-            layers[full_name] = layer
-            sources[full_name] = layer.sources(owner, name)
-        else:
-            sources[full_name] = {full_name: parameter.shape}
-    read = weights({name: shape for each in sources.values() for name, shape in each.items()})
-    loaded = {}
-    for full_name, names in sources.items():
-        tensor = read(*names)
-        if full_name in layers:
-            layer = layers[full_name]
-            loaded[full_name] = layer.scheme.pack(device, full_name.rpartition(".")[2], tensor)
-        else:
-            loaded[full_name] = tensor.to(device.torch_device)
+            scheme, sources = layer.scheme, layer.sources(owner, name)
+        plans[full_name] = scheme, name, sources
+        wanted |= sources
+    read = weights(wanted)
+    loaded = {
+        full_name: scheme.pack(device, name, read(*sources))
+        for full_name, (scheme, name, sources) in plans.items()
+    }
     module.load_state_dict(loaded, assign=True)
     module.requires_grad_(False)

@@ -20,18 +20,16 @@ Grid = tuple[int, int, int]
 
 
 def patches(pictures: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
-    """Cuts images and videos into what the tower reads, normalised with mean and deviation 1/2, the
-    ``preprocessor_config.json`` of every published model.
+    """Cuts images and videos into what the tower reads, normalised with mean and deviation 1/2 as
+    for every published model, and rounded to ``dtype``.
 
     Args:
         pictures: each uint8 [F, height, width, 3]; F is 1, an image, or even; height and width are
             multiples of 32.
-        dtype: to which the float32 values are rounded.
 
     Returns:
-        [n, 1536], one picture after the other, max(F / 2, 1) * height / 16 * width / 16 patches of
-        each in the order of the module's docstring; a row is [3, 2, 16, 16]: channel, frame of the
-        pair, y, x.
+        [n, 1536], one picture after the other; a row is [3, 2, 16, 16]: channel, frame of the pair,
+        y, x.
     """
     # a pair of frames at a time: in float32 they take more memory than all before and after
     pairs = [pair for pixels in pictures for pair in _pairs(pixels)]
@@ -52,8 +50,8 @@ def _pairs(pixels: np.ndarray) -> Iterator[np.ndarray]:
     """The pairs of frames of a video, [2, height, width, 3] each; of an image, the image twice."""
     frames, height, width, channels = pixels.shape
     assert pixels.dtype == np.uint8 and channels == CHANNELS, (pixels.dtype, pixels.shape)
-    step = PATCH * MERGE
     assert frames == 1 or frames % PAIR == 0, pixels.shape
+    step = PATCH * MERGE
     assert height % step == 0 and width % step == 0 and pixels.size, pixels.shape
     if frames == 1:
         pixels = np.broadcast_to(pixels, (PAIR, height, width, channels))

@@ -2,8 +2,7 @@
 
 Module and parameter names are those of the published checkpoints under ``model.visual.``.  Pictures
 of all sizes are packed end to end; a picture, or a pair of frames of a video, attends to itself
-only.  `pyrerank.model.patches` says what a grid is, and in which order patches and rows lie.  The
-tower knows nothing of files, of sizes or of the words around a picture.
+only.  `pyrerank.model.patches` says what a grid is, and in which order patches and rows lie.
 """
 
 from __future__ import annotations
@@ -53,8 +52,7 @@ class Attention(nn.Module):
         q, k = self.device.rotate(q, cos, sin), self.device.rotate(k, cos, sin)
         v = v.contiguous()
         del qkv
-        out: Tensor = self.proj(self.device.full_attention(q, k, v, lengths).flatten(1))
-        return out
+        return self.proj(self.device.full_attention(q, k, v, lengths).flatten(1))
 
 
 class MLP(nn.Module):
@@ -68,8 +66,7 @@ class MLP(nn.Module):
         self.linear_fc2 = Linear(device, scheme, inner, hidden, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.linear_fc2(self.device.gelu(self.linear_fc1(x), "tanh"))
-        return out
+        return self.linear_fc2(self.device.gelu(self.linear_fc1(x), "tanh"))
 
 
 class Block(nn.Module):
@@ -88,10 +85,8 @@ class Block(nn.Module):
 
 
 class Merger(nn.Module):
-    """Blocks of 2 x 2 patches to rows of the decoder's width.
-
-    ``whole``: the norm goes over a block, not over each patch of it.
-    """
+    """Blocks of 2 x 2 patches to rows of the decoder's width; the norm goes over a ``whole`` block,
+    or over each patch of it."""
 
     def __init__(self, config: VisionConfig, device: Device, scheme: Float, *, whole: bool) -> None:
         super().__init__()
@@ -103,8 +98,7 @@ class Merger(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(x.view(-1, *self.norm.normalized_shape)).view(-1, self.size)
-        out: Tensor = self.linear_fc2(self.device.gelu(self.linear_fc1(x), "none"))
-        return out
+        return self.linear_fc2(self.device.gelu(self.linear_fc1(x), "none"))
 
 
 class VisionTower(nn.Module):
@@ -119,7 +113,7 @@ class VisionTower(nn.Module):
     def __init__(self, config: VisionConfig, device: Device, scheme: Float) -> None:
         super().__init__()
         self.patch_embed = PatchEmbed(config, device)
-        # see Decoder
+        # as in the decoder
         table = torch.empty(config.num_position_embeddings, config.hidden_size)
         self.pos_embed = nn.Embedding.from_pretrained(table)
         self.blocks = nn.ModuleList(Block(config, device, scheme) for _ in range(config.depth))
@@ -127,13 +121,11 @@ class VisionTower(nn.Module):
         self.deepstack_merger_list = nn.ModuleList(
             Merger(config, device, scheme, whole=True) for _ in config.deepstack_visual_indexes
         )
-        self.register_buffer("inv_freq", None, persistent=False)
         self._config, self.device = config, device
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, device: Device, dtype: torch.dtype) -> VisionTower:
-        """Builds the tower around the checkpoint's tensors, each brought to ``device`` as it is
-        read.  Raises `CheckpointError` if a tensor is missing, extra or misshapen, or if
+        """Builds the tower as `Decoder.load` does the decoder; raises `CheckpointError` as well if
         ``config.json`` describes no tower that pyrerank runs."""
         config = checkpoint.vision_config()
         with torch.device("meta"):
@@ -149,9 +141,8 @@ class VisionTower(nn.Module):
 
         There are x, its norm, cos and sin, the DeepStack features, and at most one of: what goes
         into GELU and what comes out; query, key and value on their way into attention in float32;
-        in 16 bit, all of these again and the result twice, padded as an NPU wants them.  A tenth
-        more fills the gaps between tensors of different sizes: measured for the shapes of the
-        published models.
+        in 16 bit, all of these again and the result twice, with padded heads.  A tenth more fills
+        the gaps between tensors of different sizes, as in the decoder.
         """
         config = self._config
         dtype = self.pos_embed.weight.dtype
@@ -170,8 +161,7 @@ class VisionTower(nn.Module):
         """Encodes images and videos in one pass.
 
         Args:
-            patches: [n, 1536], of all pictures as `patches` makes them; of any floating dtype,
-                converted to the tower's, and best on the host still.
+            patches: [n, 1536] of any floating dtype, of all pictures as `patches` makes them.
             grids: (t, h, w) of each image or video, n patches in all.
 
         Returns:
@@ -197,8 +187,8 @@ class VisionTower(nn.Module):
         return torch.stack((self.merger(x), *levels))
 
     def _learned_positions(self, grids: Sequence[Grid]) -> Tensor:
-        """float32 [n, hidden_size]: the learned table stretched over each grid, corner on corner,
-        by bilinear interpolation."""
+        """float32 [n, hidden_size]: the table stretched over each grid, corner on corner, by
+        bilinear interpolation."""
         side = self._config.side
         rows = []  # of a float32 tensor: four rows of the table, four weights
         for t, h, w in grids:
