@@ -27,7 +27,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 from pyrerank import Reranker
 from pyrerank.media.reader import Content
 from pyrerank.model.patches import patches
-from pyrerank.prompts.templates import TEMPLATES
+from pyrerank.prompts.templates import TEMPLATES, Wording
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 import make_checkpoint
@@ -49,8 +49,8 @@ SQUARE = 32 * 32  # pixels
 
 def prompt_text() -> str:
     """A text with all words of the prompt."""
-    template = TEMPLATES["qwen3-vl"]
-    wording = template.prompt("", Content(text="NULL"), Content(text="NULL"))
+    template, null = TEMPLATES["qwen3-vl"], Content(text="NULL")
+    wording = Wording().parts(template.parts, None, dict.fromkeys(("query", "document"), null))
     return "".join(wording.texts) + template.default_instruction + " yes no"
 
 

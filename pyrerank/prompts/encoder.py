@@ -19,16 +19,16 @@ from pyrerank.media.images import Visual
 from pyrerank.media.reader import Content, Reader
 from pyrerank.prompts.items import Explanation, Input, Item, Pair, Prompt, Span
 from pyrerank.prompts.templates import (
+    EMBEDDING,
     MAX_EMBEDDING_TOKENS,
     TEMPLATES,
+    TEXT_EMBEDDING,
     Wording,
-    chat_prompt,
-    embedding_prompt,
-    text_embedding_prompt,
+    representation,
 )
 from pyrerank.prompts.tokens import PlainText, control_pattern, single_token, special_tokens
 from pyrerank.prompts.truncation import LEAST_CONTENT, check_room, truncate
-from pyrerank.prompts.unformat import unformat_input, unformat_pair
+from pyrerank.prompts.unformat import check_agreed, unformat_input, unformat_pair
 from pyrerank.weights.modules import Modules
 
 if TYPE_CHECKING:
@@ -87,12 +87,12 @@ class Encoder(Generic[Item]):
             ValueError: it leaves no room for text, or is over ``most``, which the model allows.
         """
         if max_tokens is None:
-            self.max_tokens = self._default_limit
-            return
-        wanted = f"an int from {self._least} to {most}, the checkpoint's max_position_embeddings"
-        self.max_tokens = check_int(
-            "max_tokens", max_tokens, f"{wanted}, or None", self._least, most
-        )
+            max_tokens = self._default_limit
+        else:
+            wanted = f"an int from {self._least} to {most}, the checkpoint's "
+            wanted += "max_position_embeddings, or None"
+            max_tokens = check_int("max_tokens", max_tokens, wanted, self._least, most)
+        self.max_tokens = max_tokens
 
     def wording(self, item: Item) -> Wording:
         """The prompt in words."""
@@ -119,7 +119,8 @@ class Encoder(Generic[Item]):
         prompts = []
         for item, wording, each in zip(items, wordings, places, strict=True):
             encoded = {i: next(encodings) for i in each}
-            prompts.append(self._assemble(wording, encoded, _visuals(item), limit))
+            visuals = [visual for c in item.contents.values() for visual in c.visuals]
+            prompts.append(self._assemble(wording, encoded, visuals, limit))
         return prompts
 
     def first_tokens(self, text: str, count: int) -> str:
@@ -138,7 +139,7 @@ class Encoder(Generic[Item]):
         self,
         wording: Wording,
         encodings: Mapping[int, Encoding],
-        visuals: tuple[Visual, ...],
+        visuals: Sequence[Visual],
         limit: int,
     ) -> Prompt:
         parts = [
@@ -159,7 +160,7 @@ class Encoder(Generic[Item]):
                 ids += [self._token(token.pad)] * (token.rows * token.columns)
                 ids.append(self._token(END))
             ids += part
-        return Prompt(ids, excess, visuals, tuple(spans))
+        return Prompt(ids, excess, tuple(visuals), tuple(spans))
 
     def _shortest(self, item: Item) -> int:
         """How many tokens a prompt must be allowed, if that of ``item``, which is empty, has no
@@ -237,26 +238,28 @@ class PairEncoder(Encoder[Pair]):
     def _as_published(self, prompt: str | None) -> bool:
         """Whether the chat template words pairs as the published script does."""
         query, document = Content(text="query"), Content(text="document")
-        own = self.template.default_instruction
         # without a prompt, the template has its own default
-        given = [("instruction", "instruction"), (prompt, own if prompt is None else prompt)]
+        default = self.template.default_instruction if prompt is None else prompt
         return all(
             self.wording(Pair(ours, query, document))
-            == self.template.prompt(published, query, document)
-            for ours, published in given
+            == self._published(Pair(published, query, document))
+            for ours, published in (("instruction", "instruction"), (prompt, default))
         )
 
     def wording(self, item: Pair) -> Wording:
-        if self._chat is not None:
-            parts = self._chat.scoring(item.instruction is not None)
-            if parts is None:
-                raise ValueError(
-                    f"the checkpoint's chat template ({self._chat.file}) has no place for an "
-                    "instruction; give none"
-                )
-            contents = {"query": item.query, "document": item.document}
-            return chat_prompt(parts, item.instruction, contents, self._controls)
-        return self.template.prompt(item.instruction or "", item.query, item.document)
+        if self._chat is None:
+            return self._published(item)
+        parts = self._chat.scoring(item.instruction is not None)
+        if parts is None:
+            raise ValueError(
+                f"the checkpoint's chat template ({self._chat.file}) has no place for an "
+                "instruction; give none"
+            )
+        return Wording().parts(parts, item.instruction, item.contents, self._controls)
+
+    def _published(self, item: Pair) -> Wording:
+        """The prompt as the published script words it."""
+        return Wording().parts(self.template.parts, item.instruction, item.contents)
 
     def pair(
         self,
@@ -294,7 +297,7 @@ class PairEncoder(Encoder[Pair]):
         if own is None:
             own = self.default if instruction is None else instruction
         else:
-            _check_only(name, own, instruction)
+            check_agreed(name, own, instruction)
             contents = [replace(c, text=t) for c, t in zip(contents, texts, strict=True)]
         return self._checked(name, Pair(own, *contents))
 
@@ -318,7 +321,7 @@ class InputEncoder(Encoder[Input]):
                     "whole model again, or leave modules.json out"
                 )
             example = Input("Say.", Content(text="text"))
-            self._edits = self.wording(example) == embedding_prompt("Say.", example.content)
+            self._edits = self.wording(example) == self._published(example)
         self._least = self._shortest(Input(None, Content(), self.modules.default_prompt))
 
     def wording(self, item: Input) -> Wording:
@@ -327,12 +330,18 @@ class InputEncoder(Encoder[Input]):
         if self.modules.chat is not None and not edits:
             said = item.prompt if item.instruction is None else item.instruction
             parts = self.modules.chat.embedding(said is not None)
-            return chat_prompt(parts, said, {"user": item.content}, self._controls)
+            return Wording().parts(parts, said, item.contents, self._controls)
+        return self._published(item)
+
+    def _published(self, item: Input) -> Wording:
+        """The prompt as the published script words it, or with the folder's text before it."""
         if self.family == "qwen3-vl":
-            return embedding_prompt(item.instruction, item.content)
-        return text_embedding_prompt(
-            item.instruction, item.prompt, item.content, self._ends, self._controls
-        )
+            return Wording().parts(EMBEDDING, representation(item.instruction), item.contents)
+        parts = [item.prompt or "", "user", ""] if item.instruction is None else TEXT_EMBEDDING
+        before, after = self._ends
+        wording = Wording().tokens(*before)
+        wording.parts(parts, item.instruction, item.contents, self._controls)
+        return wording.tokens(*after)
 
     def input(
         self,
@@ -360,7 +369,7 @@ class InputEncoder(Encoder[Input]):
             own, text = unformat_input(self.family, content.text)
             content = replace(content, text=text)
             if own is not None:
-                _check_only(name, own, instruction)
+                check_agreed(name, own, instruction)
                 instruction = own
         item = Input(instruction, content, prompt)
         wording = self.wording(item)
@@ -383,15 +392,3 @@ class InputEncoder(Encoder[Input]):
         if instruction is not None:
             raise ValueError(f"give prompt_name {name!r} or an instruction, not both")
         return prompts[name] or None
-
-
-def _check_only(name: str, own: str, instruction: str | None) -> None:
-    if instruction not in (None, own):
-        raise ValueError(
-            f"{name}: it is formatted with the instruction {own!r}, and instruction= says "
-            f"{instruction!r}; give one of them"
-        )
-
-
-def _visuals(item: Pair | Input) -> tuple[Visual, ...]:
-    return tuple(visual for content in item.contents for visual in content.visuals)

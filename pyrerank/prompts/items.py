@@ -27,9 +27,9 @@ class Pair:
     document: Content
 
     @property
-    def contents(self) -> tuple[Content, ...]:
-        """In the order of the prompt."""
-        return self.query, self.document
+    def contents(self) -> dict[str, Content]:
+        """The contents by their roles, in the order of the prompt."""
+        return {"query": self.query, "document": self.document}
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class Input:
     prompt: str | None = None
 
     @property
-    def contents(self) -> tuple[Content, ...]:
+    def contents(self) -> dict[str, Content]:
         """As `Pair.contents`."""
-        return (self.content,)
+        return {"user": self.content}
 
 
 class Span(NamedTuple):
@@ -124,7 +124,7 @@ def unique(items: Iterable[Item]) -> list[Item]:
     """
 
     def words(item: Item) -> tuple[str, list[tuple[list[bytes], str]]]:
-        contents = [([v.digest for v in c.visuals], c.text or "") for c in item.contents]
+        contents = [([v.digest for v in c.visuals], c.text or "") for c in item.contents.values()]
         return item.instruction or getattr(item, "prompt", None) or "", contents
 
     return sorted(dict.fromkeys(items), key=words)

@@ -72,3 +72,12 @@ def unformat_input(family: str, text: str) -> tuple[str | None, str]:
         return None, text
     match = _INPUT.fullmatch(text)
     return (match["instruction"], match["text"]) if match else (None, text)
+
+
+def check_agreed(name: str, own: str, instruction: str | None) -> None:
+    """Raises ValueError if a template has one instruction, and the caller gave another."""
+    if instruction not in (None, own):
+        raise ValueError(
+            f"{name}: it is formatted with the instruction {own!r}, and instruction= says "
+            f"{instruction!r}; give one of them"
+        )

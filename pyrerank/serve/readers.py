@@ -175,7 +175,7 @@ def _chunks(items: Sequence[Pair | Input]) -> Iterator[list[Any]]:
     chunk: list[Pair | Input] = []
     characters = 0
     for item in items:
-        size = sum(len(content.text or "") for content in item.contents)
+        size = sum(len(content.text or "") for content in item.contents.values())
         if chunk and characters + size > CHUNK_CHARACTERS:
             yield chunk
             chunk, characters = [], 0
