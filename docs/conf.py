@@ -27,9 +27,9 @@ autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 napoleon_use_ivar = True
 napoleon_use_rtype = False
-# What is documented elsewhere, which is not asked for over the network, or not at all; and what
-# stands in single quotes in a docstring, which need not be public.
-OTHERS = r"(torch|np|numpy|os|collections|Path|Any|optional|pyrerank\.weights\.checkpoint)\b.*"
+# These are documented elsewhere, where nobody asks over the network, or they belong to a module of
+# pyrerank and are not public; and a name in single quotes in a docstring need not be public either.
+OTHERS = r"(torch|np|numpy|os|collections|Path|Any|optional|pyrerank\.\w+\.\w+)\b.*"
 nitpick_ignore_regex = [("py:.*", OTHERS), ("py:obj", ".*")]
 
 html_theme = "furo"

@@ -28,6 +28,26 @@ def test_the_picture_of_the_stations_is_of_this_code():
     assert stations.draw(stations.stations()) == (DOCS / "figures/stations.svg").read_text()
 
 
+def test_every_picture_has_a_script():
+    figures = list((DOCS / "figures").glob("*.svg"))
+    assert figures and all(figure.with_suffix(".py").is_file() for figure in figures)
+
+
+def test_what_is_to_be_changed_is_where_the_page_on_the_engine_says():
+    page = (DOCS / "engine.md").read_text("utf-8")
+    section = page.partition("## Where to change what")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| .+? \| (.*`.*) \|$", section, re.M)
+    assert len(rows) > 15
+    for row in rows:
+        texts, names = "", []
+        for word in re.findall(r"`([\w/.]+)`", row):
+            paths = [path for path in (ROOT / "pyrerank" / word, ROOT / word) if path.exists()]
+            files = [file for path in paths for file in (path, *path.glob("*.py"))]
+            texts += "".join(file.read_text("utf-8") for file in files if file.is_file())
+            names += [] if paths else [word]
+        assert [name for name in names if not re.search(rf"\b{name}\b", texts)] == [], row
+
+
 class TestPipeline:
     @pytest.fixture
     def kernels(self):

@@ -30,6 +30,7 @@ PAGES = {
     for file in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 }
 EXCERPTS = "docs/search.md"  # of a script, which tests/test_examples.py runs
+PROGRAM = "docs/engine.md"  # its Python blocks are one program; elsewhere each stands by itself
 SERVER = "http://127.0.0.1:8000"  # the default address; here each server gets a free port
 CHECKPOINTS = {"demo-model": "", "demo-vl": "--vision", "demo-embedder": "--embedding"}
 NUMBER = r"-?\d*\.\d+"
@@ -93,18 +94,24 @@ def commands(code: str) -> Iterator[str]:
 
 
 class Blocks:
-    """Runs blocks one after another; ``servers`` ends those that were started."""
+    """Runs blocks one after another; ``servers`` ends those that were started.
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, servers: ExitStack) -> None:
+    ``program``: the names of a Python block are there in those after it.
+    """
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, servers: ExitStack, *, program: bool = False
+    ) -> None:
         self._monkeypatch = monkeypatch
         self._servers = servers
+        self._names: dict[str, object] | None = {} if program else None
         self._server: Process | None = None
 
     def run(self, language: str, code: str) -> None:
         if self._server is not None:
             code = code.replace(SERVER, self._server.url)
         if language == "python":
-            exec(compile(code, "example", "exec"), {})
+            exec(compile(code, "example", "exec"), {} if self._names is None else self._names)
             return
         for line in commands(code):
             self._command(line, *shlex.split(line))
@@ -133,7 +140,7 @@ def test_what_is_shown_is_what_is_printed(page, clone, capsys, monkeypatch):
     monkeypatch.chdir(clone)
     monkeypatch.setenv("COLUMNS", "100")
     with ExitStack() as servers:
-        shell = Blocks(monkeypatch, servers)
+        shell = Blocks(monkeypatch, servers, program=page == PROGRAM)
         for language, code, shown in runs(PAGES[page]):
             capsys.readouterr()
             shell.run(language, code)
