@@ -14,7 +14,17 @@ from typing import Any
 from pyrerank.errors import CheckpointError
 from pyrerank.weights.find import optional_json
 
-FULL = ["full_attention"]  # the only kind of layer that is run
+# The settings of a decoder that change its result, and their only values that pyrerank runs.
+DECODER: dict[str, object] = {
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "use_sliding_window": False,
+    "layer_types": ["full_attention"],
+    "is_causal": True,
+    "use_bidirectional_attention": False,
+    "rope type": "default",
+    "mrope_interleaved": True,
+}
 
 # The vision towers of all published models have these in common.
 PATCH = 16  # pixels, each way
@@ -24,6 +34,20 @@ CHANNELS = 3
 # Published files do not say these two; they are the defaults of transformers.
 ROPE_THETA = 10000.0
 NORM_EPS = 1e-6
+
+# The settings of a preprocessor that change pixels, and their values in pyrerank.  Limits of sizes
+# are not among them: pictures have the sizes of the published scripts.
+PIXELS: dict[str, object] = {
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "resample": 3,  # bicubic
+    "image_mean": [0.5] * CHANNELS,
+    "image_std": [0.5] * CHANNELS,
+    "patch_size": PATCH,
+    "temporal_patch_size": PAIR,
+    "merge_size": MERGE,
+}
 
 
 @dataclass(frozen=True)
@@ -55,24 +79,15 @@ class DecoderConfig:
         # transformers 5 keeps in rope_parameters what earlier files spread over two keys; where
         # rope_scaling is there as well, it counts
         rope = {**(text.get("rope_parameters") or {}), **(text.get("rope_scaling") or {})}
-        expected = {
-            "hidden_act": (text.get("hidden_act", "silu"), "silu"),
-            "attention_bias": (text.get("attention_bias", False), False),
-            "use_sliding_window": (text.get("use_sliding_window", False), False),
-            "layer_types": (sorted(set(text.get("layer_types") or FULL)), FULL),
-            "is_causal": (text.get("is_causal", True), True),
-            "use_bidirectional_attention": (
-                text.get("use_bidirectional_attention") or False,
-                False,
-            ),
-            "rope type": (rope.get("rope_type", rope.get("type", "default")), "default"),
-            "mrope_interleaved": (rope.get("mrope_interleaved", True), True),
+        given = dict(text) | {
+            "layer_types": sorted(set(text.get("layer_types") or ())) or None,
+            "rope type": rope.get("rope_type", rope.get("type")),
+            "mrope_interleaved": rope.get("mrope_interleaved"),
         }
-        for key, (got, want) in expected.items():
-            if got is not None and got != want:
-                raise CheckpointError(
-                    f"{path}: config.json sets {key} to {got!r}; pyrerank supports only {want!r}"
-                )
+        for key, got, want in _differing(given, DECODER):
+            raise CheckpointError(
+                f"{path}: config.json sets {key} to {got!r}; pyrerank supports only {want!r}"
+            )
         values = dict(text, rope_theta=rope.get("rope_theta", text.get("rope_theta")))
         half = (text.get("head_dim") or 0) // 2
         # a text model has one position a token; the default of a VL model is that of transformers
@@ -135,8 +150,11 @@ class VisionConfig:
         if not problems:
             config = cls(deepstack_visual_indexes=tuple(levels), **numbers)
             problems = list(config._unsupported(values, decoder))
-        for file, preprocessor in _preprocessors(path).items():
-            problems += [f"{problem} in {file}" for problem in _other_pixels(preprocessor)]
+        problems += [
+            f"{key} must be {want!r}, got {got!r} in {file}"
+            for file, preprocessor in _preprocessors(path).items()
+            for key, got, want in _differing(preprocessor, PIXELS)
+        ]
         if problems:
             raise CheckpointError(
                 f"{path}: pyrerank does not read pictures as this folder asks: "
@@ -182,23 +200,10 @@ def _preprocessors(path: Path) -> dict[str, dict[str, Any]]:
     return settings
 
 
-def _other_pixels(preprocessor: Mapping[str, Any]) -> Iterator[str]:
-    """The settings that ask for other pixels than `pyrerank.model.vision.patches` makes.
-
-    Limits of sizes are not among them: pictures have the sizes of the published scripts.
-    """
-    fixed = {
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "resample": 3,  # bicubic
-        "image_mean": [0.5] * CHANNELS,
-        "image_std": [0.5] * CHANNELS,
-        "patch_size": PATCH,
-        "temporal_patch_size": PAIR,
-        "merge_size": MERGE,
-    }
-    for key, want in fixed.items():
-        got = preprocessor.get(key)
-        if got not in (None, want):
-            yield f"{key} must be {want!r}, got {got!r}"
+def _differing(
+    given: Mapping[str, Any], wanted: Mapping[str, object]
+) -> Iterator[tuple[str, object, object]]:
+    """The keys of ``wanted`` that have another value in ``given``: key, value, wanted value."""
+    for key, want in wanted.items():
+        if given.get(key) not in (None, want):
+            yield key, given[key], want
