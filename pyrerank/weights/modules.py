@@ -246,24 +246,8 @@ def _transformer(path: Path, modules: Modules) -> Modules:
                 f"{modality} in task {task!r}; pyrerank gives last hidden states and logits"
             )
     calls = config.get("processing_kwargs") or {}
-    _only(file, calls, {"chat_template", "text", "image", "video", "common"}, "processing_kwargs.")
     text = {**(calls.get("common") or {}), **(calls.get("text") or {})}
-    _only(file, text, {"padding", "padding_side", "truncation", "max_length", "return_tensors",
-                       "logits_to_keep"}, "processing_kwargs.text.")  # fmt: skip
-    if text.get("truncation", True) not in (True, None, "longest_first", "only_first"):
-        raise CheckpointError(
-            f"{file} sets processing_kwargs.text.truncation to {text['truncation']!r}; pyrerank "
-            "cuts texts at their end"
-        )
-    rendering = calls.get("chat_template") or {}
-    for key in sorted(CALLS.keys() & rendering.keys()):
-        if rendering[key] not in CALLS[key]:
-            raise CheckpointError(
-                f"{file} sets processing_kwargs.chat_template.{key} to {rendering[key]!r}, which "
-                "pyrerank does not follow"
-            )
-    for kind in ("image", "video"):
-        _only(file, calls.get(kind) or {}, SIZES, f"processing_kwargs.{kind}.")
+    _check_calls(file, calls, text)
     chosen = [(config.get(f"{kind}_{end}") or {}).get("model_max_length")
               for kind in ("processor", "tokenizer") for end in ("kwargs", "args")]  # fmt: skip
     chosen = [text.get("max_length"), *chosen, config.get("max_seq_length")]
@@ -285,6 +269,27 @@ def _transformer(path: Path, modules: Modules) -> Modules:
         lower_case=bool(config.get("do_lower_case")),
         chat=chat,
     )
+
+
+def _check_calls(file: Path, calls: Mapping[str, Any], text: Mapping[str, Any]) -> None:
+    """Refuses arguments of the processor, ``processing_kwargs``, that change a prompt."""
+    _only(file, calls, {"chat_template", "text", "image", "video", "common"}, "processing_kwargs.")
+    _only(file, text, {"padding", "padding_side", "truncation", "max_length", "return_tensors",
+                       "logits_to_keep"}, "processing_kwargs.text.")  # fmt: skip
+    if text.get("truncation", True) not in (True, None, "longest_first", "only_first"):
+        raise CheckpointError(
+            f"{file} sets processing_kwargs.text.truncation to {text['truncation']!r}; pyrerank "
+            "cuts texts at their end"
+        )
+    rendering = calls.get("chat_template") or {}
+    for key in sorted(CALLS.keys() & rendering.keys()):
+        if rendering[key] not in CALLS[key]:
+            raise CheckpointError(
+                f"{file} sets processing_kwargs.chat_template.{key} to {rendering[key]!r}, which "
+                "pyrerank does not follow"
+            )
+    for kind in ("image", "video"):
+        _only(file, calls.get(kind) or {}, SIZES, f"processing_kwargs.{kind}.")
 
 
 def _module(modules: Modules, kind: str, folder: Path) -> Modules:
