@@ -5,8 +5,8 @@
 namespace pyrerank::cpu
 {
 
-// Adds the kernels to the module as Python functions over addresses and sizes, which layers.py and
-// attention.py take from tensors that they made themselves.
+// Adds the kernels to the module as Python functions over addresses and sizes, which
+// pyrerank/kernels/host.py takes from tensors that it has checked.
 void Bind(pybind11::module_& m);
 
 }  // namespace pyrerank::cpu
