@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from bisect import bisect_left
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from pyrerank.checks import check_text
 from pyrerank.prompts.encoder import PairEncoder
-from pyrerank.prompts.items import pair_up
+from pyrerank.prompts.items import Pair, pair_up
 from pyrerank.prompts.templates import HEAD, TAIL, TEMPLATES, THOUGHT
 from pyrerank.prompts.unformat import unformat_pair
 
@@ -121,15 +122,19 @@ class TestTruncation:
             encoder.pair("document", "q", "d", "word " * 20000)
 
     def test_an_instruction_just_short_enough(self, encoder):
-        words = encoder.template.max_tokens
-        while True:
+        def pair(words: int) -> Pair:
+            return encoder.pair("document", "(q " * 9000, "(d " * 9000, "word " * words)
+
+        def is_too_long(words: int) -> bool:
             try:
-                pair = encoder.pair("document", "(q " * 9000, "(d " * 9000, "word " * words)
-                break
+                pair(words)
             except ValueError:
-                words -= 1
+                return True
+            return False
+
         limit = encoder.template.max_tokens
-        assert len(encoder.encode([pair])[0].ids) == limit
+        longest = bisect_left(range(limit), True, key=is_too_long) - 1
+        assert len(encoder.encode([pair(longest)])[0].ids) == limit
 
 
 class TestFormatted:
