@@ -16,12 +16,9 @@ SINGLE = (str, bytes, bytearray, memoryview, Mapping)  # these are iterable, and
 def check_int(name: str, value: object, wanted: str, least: int, most: float = float("inf")) -> int:
     """Returns ``value``, which may be of any integer type, as an int.
 
-    Args:
-        name: what the message calls it.
-        wanted: what the message says that it must be.
-
     Raises:
-        ValueError: it is a bool or no integer, or not from ``least`` to ``most``.
+        ValueError: it is a bool or no integer, or not from ``least`` to ``most``; the message says
+            that ``name`` must be ``wanted``.
     """
     try:
         number = None if isinstance(value, (bool, np.bool_)) else operator.index(value)  # type: ignore[arg-type]
@@ -50,9 +47,7 @@ def entries(value: object) -> list[Any] | None:
     """
     if isinstance(value, (list, tuple)):
         return list(value)
-    if isinstance(value, (*SINGLE, Set)):
-        return None
-    if len(getattr(value, "shape", (0,))) != 1:
+    if isinstance(value, (*SINGLE, Set)) or len(getattr(value, "shape", (0,))) != 1:
         return None
     for convert in ("tolist", "to_list", "to_pylist"):  # numpy, pandas, polars, pyarrow
         if hasattr(value, convert):
@@ -65,8 +60,7 @@ def check_list(name: str, value: object) -> list[Any]:
     """Returns the `entries` of ``value``.
 
     Raises:
-        TypeError: it has none, because it is a single content or no sequence, or has more than one
-            dimension.
+        TypeError: it has none.
         ValueError: it is empty.
     """
     listed = entries(value)

@@ -1,6 +1,6 @@
 // pyrerank._C and pyrerank._C_npu: the kernels as Python functions over addresses, sizes, scalars and
 // a stream handle. They know no torch: tensors and the values in them are checked by
-// pyrerank/kernels/checks.py, sizes and scalars in tiling.cpp.
+// pyrerank/kernels/calls.py, sizes and scalars in tiling.cpp.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

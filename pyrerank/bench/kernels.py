@@ -32,7 +32,7 @@ from pyrerank.devices.base import Accelerator, Device
 from pyrerank.devices.cuda import Cuda
 from pyrerank.devices.select import resolve
 from pyrerank.kernels import extension, ops
-from pyrerank.kernels.checks import DTYPES
+from pyrerank.kernels.calls import DTYPES
 
 KERNELS = (
     "last_token_gather",

@@ -18,7 +18,7 @@ DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
 def takes(x: Tensor) -> bool:
-    """Whether the kernels take ``x``: it is on the CPU in one of `DTYPES`, and they were built."""
+    """Whether the kernels were built, and ``x`` is on the CPU in one of `DTYPES`."""
     return x.is_cpu and extension._C is not None and x.dtype in DTYPES
 
 
@@ -113,8 +113,8 @@ def attention(
         key, value: [keys, kv_heads, head_dim].
         lengths: how many rows of query each sequence has.
         kv_lengths: how many keys it has, with ``causal`` at least as many.
-        kv_rows: int32, contiguous: for each sequence the rows of key and value that it attends to,
-            whose values are not checked; None: sequences lie one after the other in key, too.
+        kv_rows: int32, contiguous: the rows of key and value that each sequence attends to, whose
+            values are not checked; None: sequences lie one after the other in key, too.
         causal: whether a query attends to no key after its own.
 
     Returns:
@@ -135,9 +135,8 @@ def attention(
         )
     pairs = list(zip(lengths, kv_lengths, strict=True))
     if min(map(min, pairs), default=0) < 0 or (causal and any(q > k for q, k in pairs)):
-        raise ValueError(
-            f"kv_lengths: got {kv_lengths} for lengths {lengths}, wanted a key a query"
-        )
+        got = f"{kv_lengths} for lengths {lengths}"
+        raise ValueError(f"kv_lengths: got {got}, wanted a key a query")
     out = query.new_empty(query.shape)
     strided = [(x.data_ptr(), x.stride(0), x.shape[1]) for x in (query, key, value)]
     pointer, rows_pointer = extension.addresses(out, kv_rows)

@@ -30,8 +30,7 @@ import torch
 from torch import Tensor
 
 from pyrerank.kernels import calls, extension
-from pyrerank.kernels.calls import Call
-from pyrerank.kernels.checks import check_values
+from pyrerank.kernels.calls import Call, check_values
 
 SMALLEST_NORM = 1e-12
 _LIBRARY = torch.library.Library("pyrerank", "DEF")  # registered as long as it lives

@@ -1,8 +1,8 @@
 """Fetching: reads the bytes behind http(s) URLs, for callers who turned it on.
 
 Somebody else wrote the URL of a request. So a fetch is bounded in bytes, seconds and redirects, and
-it connects to public addresses only, which is checked after name resolution and after every
-redirect. It uses no proxy of the environment, because behind one nobody knows the address.
+it connects to public addresses only, which is checked after every resolution of a name. It uses no
+proxy of the environment, because behind one nobody knows the address.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
@@ -39,17 +40,15 @@ class Fetcher:
         max_bytes: the most bytes that a body may have.
         seconds: the most that one fetch may take with all its redirects, name resolution aside.
         redirects: the most redirects that are followed.
-        hosts: the only host names that may be asked, by redirects too, whatever the port; without
-            scheme or brackets.  None allows any.
-        private: whether addresses that are not public (private, loopback, link-local, ...) are
-            allowed.
+        hosts: the only host names that may be asked, by redirects too, on any port; None allows
+            any.
+        private: whether addresses that are not public (loopback, link-local, ...) are allowed.
 
     Raises:
         ValueError: a call met one of these limits, another scheme, a status other than 200, a body
             that is incomplete or compressed, or an error of the network; the message shows no
-            query string.  Or, when the fetcher is made, a number is out of range, or a host is no
-            host name.
-        TypeError: ``hosts`` is not a list of str, or ``private`` no bool.
+            query string.
+        ValueError, TypeError: the fetcher is made with anything but the above.
     """
 
     max_bytes: int = 32 * 2**20
@@ -107,7 +106,7 @@ class Fetcher:
 
     def _get(self, parts: SplitResult, deadline: float) -> tuple[bytes, str | None]:
         """Makes one request; returns its body, or the location that it redirects to."""
-        with self._connect(parts, deadline) as connected:
+        with self._connect(parts, deadline) as plain, _secured(plain, parts) as connected:
             # each read from a slow sender may be in time, so the whole has a clock of its own
             timer = threading.Timer(deadline - time.monotonic(), _shut, args=(connected,))
             timer.start()
@@ -138,7 +137,7 @@ class Fetcher:
                 raise ValueError("answered with a compressed body, which was not asked for")
             if (response.length or 0) > self.max_bytes:
                 raise ValueError(f"has {response.length} bytes, over the limit of {self.max_bytes}")
-            # read(limit) would read without a limit, if a chunk says that it has -1 bytes
+            # read(limit) would have no limit, if a chunk says that it has -1 bytes
             body = bytearray()
             while piece := response.read1(2**16):
                 body += piece
@@ -161,25 +160,26 @@ class Fetcher:
         error = OSError("the name has no address")
         for family, kind, protocol, _, address in found:
             connected = socket.socket(family, kind, protocol)
+            connected.settimeout(max(deadline - time.monotonic(), 0.001))
             try:
-                connected.settimeout(max(deadline - time.monotonic(), 0.001))
                 connected.connect(address)
-                if parts.scheme == "http":
-                    return connected
-                return ssl.create_default_context().wrap_socket(
-                    connected, server_hostname=parts.hostname, do_handshake_on_connect=False
-                )
+                return connected
             except OSError as failed:
                 connected.close()
                 error = failed
-            except BaseException:  # such as a ValueError for a name that no certificate can have
-                connected.close()
-                raise
         raise error
 
 
+def _secured(plain: socket.socket, parts: SplitResult) -> socket.socket:
+    if parts.scheme == "http":
+        return plain
+    return ssl.create_default_context().wrap_socket(
+        plain, server_hostname=parts.hostname, do_handshake_on_connect=False
+    )
+
+
 def _host_names(hosts: object) -> frozenset[str]:
-    """The hosts in lower case.  Raises TypeError or ValueError if one could never be asked."""
+    """The hosts in lower case, if each could be asked."""
     wanted = "hosts must be a list of host names"
     if isinstance(hosts, (str, bytes)) or not isinstance(hosts, Iterable):
         raise TypeError(f"{wanted}, got the {type(hosts).__name__} {hosts!r}")
@@ -209,9 +209,6 @@ def _is_public(address: str) -> bool:
 
 
 def _shut(connected: socket.socket) -> None:
-    """Ends a connection that another thread reads.  `ssl.SSLSocket.shutdown` must not be called
-    meanwhile."""
-    try:
+    """Ends a connection that another thread reads, where `ssl.SSLSocket.shutdown` may not."""
+    with suppress(OSError):  # it had ended by itself
         socket.socket.shutdown(connected, socket.SHUT_RDWR)
-    except OSError:
-        return  # it had ended by itself

@@ -1,6 +1,6 @@
 """Images: from a path, URI, bytes, PIL.Image or numpy array to resized pixels.
 
-Pixels are decoded as a viewer shows them, and resized as the published reference of the VL models
+They are decoded as a viewer shows them, and resized as the published reference of the VL models
 resizes them (github.com/QwenLM/Qwen3-VL-Embedding at 8ce3aab, `src/models/qwen3_vl_reranker.py`,
 over `qwen_vl_utils.vision_process` of qwen-vl-utils 0.0.14).
 """
@@ -29,14 +29,12 @@ SIDE = 32  # pixels each way of what becomes one token: 2 x 2 patches of 16
 MAX_ASPECT = 200  # the published reference's
 MAX_PIXELS = 89_478_485  # before resizing; Pillow, too, warns of an attack from there on
 MAX_SCANS = 100  # libtiff's limit: each scan of a JPEG is over all pixels, however few bytes it has
-# The marker of a segment of a JPEG.  Bytes after 0xff that stuff or pad, and markers of no segment,
-# do not match.
+# The marker of a segment of a JPEG: neither padding, nor a marker that no segment follows.
 _MARKER = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd8])")
 
 # Formats that people have.  Pillow hands others to another program (EPS) or a renderer (WMF), and
 # takes nearly any bytes for TGA.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF", "JPEG2000", "ICO")
-
 
 # A whole str that is a path or a URI.  It begins with /, ./, ../, ~/, C:\\, https:, ...
 PATH_OR_URI = re.compile(
@@ -78,20 +76,17 @@ class Visual:
 
     @property
     def span_count(self) -> int:
-        """How many spans of vision tokens a prompt has of it: one for each pair of frames."""
+        """How many spans a prompt has of it: one, or one for each pair of frames."""
         return max(1, len(self.seconds))
 
 
 def read_image(value: object, name: str, media: Media) -> Visual:
-    """An image in any form, resized; see `pyrerank.media.reader.Reader`."""
+    """Reads an image in any form that `pyrerank.media.reader.Reader` takes, and resizes it."""
     return Visual(resized_image(value, name, media, media.max_image_tokens, SIDE)[None])
 
 
 def resized_image(value: object, name: str, media: Media, max_squares: int, side: int) -> Pixels:
-    """An image in any form, uint8 [height, width, 3].
-
-    It has from 4 to ``max_squares`` squares whose sides have ``side`` pixels.
-    """
+    """As `read_image`: uint8 [height, width, 3], from 4 to ``max_squares`` squares of ``side``."""
     picture = _rgb(value, name, media)
     least, most = MIN_IMAGE_TOKENS * side**2, max_squares * side**2
     height, width = fitting_size(picture.height, picture.width, least, most, side)
@@ -102,7 +97,6 @@ def resized_image(value: object, name: str, media: Media, max_squares: int, side
 
 
 def _rgb(value: object, name: str, media: Media) -> PIL.Image.Image:
-    """An image in any form as RGB, as a viewer shows it."""
     if isinstance(value, np.ndarray):
         value = _from_array(value, name)
     if isinstance(value, PIL.Image.Image):
@@ -126,22 +120,18 @@ def _rgb(value: object, name: str, media: Media) -> PIL.Image.Image:
 
 
 def _identified(file: BinaryIO) -> PIL.Image.Image:
-    """Opens a picture without decoding it.  Formats that this Pillow was built without are unknown
-    to it."""
-    PIL.Image.init()
+    """Opens a picture without decoding it."""
+    PIL.Image.init()  # a Pillow may be built without some of the formats
     picture = PIL.Image.open(file, formats=[f for f in FORMATS if f in PIL.Image.OPEN])
     if picture.format in ("JPEG", "MPO"):
-        start = file.tell()
         file.seek(0)
         scans = _scans(file.read())
-        file.seek(start)
         if scans > MAX_SCANS:
             raise ValueError(f"it has {scans} scans, over the limit of {MAX_SCANS}")
     return picture
 
 
 def _scans(jpeg: bytes) -> int:
-    """How many scans a JPEG has."""
     scans = position = 0
     while (found := _MARKER.search(jpeg, position)) and found[1] != b"\xd9":  # the end
         scans += found[1] == b"\xda"
@@ -182,7 +172,7 @@ def _shown_rgb(picture: PIL.Image.Image, name: str) -> PIL.Image.Image:
 
 
 def _from_16_bits(picture: PIL.Image.Image) -> PIL.Image.Image:
-    """Grey of 16 bits, which Pillow opens as I;16 or as I, scaled to 8 bits."""
+    """Scales grey of 16 bits, which Pillow opens as I;16 or as I, to 8 bits."""
     values = np.asarray(picture.convert("I"))
     if values.min() < 0 or values.max() > 65535:
         raise ValueError("it has more than 16 bits a channel; convert it to 8 bits first")
@@ -208,8 +198,7 @@ def fitting_size(
 ) -> tuple[int, int]:
     """The multiples of ``side`` that are nearest to a height and a width.
 
-    Where these have fewer than ``least`` pixels or more than ``most``, height and width are scaled
-    to the limit first, and then rounded up or down.
+    Where they have fewer than ``least`` or more than ``most`` pixels, both are scaled to the limit.
     """
     rows, columns = max(1, round(height / side)), max(1, round(width / side))
     if rows * columns * side**2 > most:
@@ -229,7 +218,7 @@ def is_picture(value: object) -> bool:
             return value[5:11].lower() == "image/"
         value = Path(value.split("?")[0] if is_url(value) else value)
     if isinstance(value, Path):
-        return PIL.Image.registered_extensions().get(value.suffix.lower()) in FORMATS
+        return _is_readable(value.suffix.lower())
     if isinstance(value, (bytes, bytearray, memoryview)):
         try:
             _identified(io.BytesIO(value)).close()
@@ -242,13 +231,19 @@ def is_picture(value: object) -> bool:
 def kind_of_name(value: str, files: bool) -> str | None:
     """ "image" or "video" if a str is nothing but the path or URI of one, else None.
 
-    Such a str begins as only paths and URIs do, has no whitespace, and ends, before any query, as
-    names of pictures or videos end.  With ``files`` it may also be the name of a file that exists.
+    Such a str is a `PATH_OR_URI` that ends, before any query, as names of pictures or videos end.
+    With ``files`` it may also be the name of a file that exists.
     """
     absolute = PATH_OR_URI.fullmatch(value) is not None
-    name = re.split("[?#]", value, maxsplit=1)[0] if absolute else value
-    suffix = os.path.splitext(name)[1].lower()
-    readable = PIL.Image.registered_extensions().get(suffix) in FORMATS
-    pictured = readable or suffix in OTHER_SUFFIXES
-    kind = "video" if suffix in VIDEO_SUFFIXES else "image" if pictured else None
-    return kind if absolute or (files and kind and os.path.isfile(value)) else None
+    suffix = os.path.splitext(re.split("[?#]", value)[0] if absolute else value)[1].lower()
+    if suffix in VIDEO_SUFFIXES:
+        kind = "video"
+    elif suffix in OTHER_SUFFIXES or _is_readable(suffix):
+        kind = "image"
+    else:
+        return None
+    return kind if absolute or (files and os.path.isfile(value)) else None
+
+
+def _is_readable(suffix: str) -> bool:
+    return PIL.Image.registered_extensions().get(suffix) in FORMATS

@@ -1,8 +1,7 @@
 """Contents as JSON objects: a line of a file, and an object of a request.
 
-An object holds its content in the fields ``text``, ``image`` and ``video``.  Other fields, such as
-``_id`` and ``title``, are the caller's own; one that looks as if it were meant for a content is
-refused, because it would not be heeded.
+The fields ``text``, ``image`` and ``video`` are its content; others, such as ``_id`` and ``title``,
+are the caller's own.
 """
 
 from __future__ import annotations
@@ -35,24 +34,20 @@ def parse_object(raw: bytes) -> dict[str, Any]:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    item = dict(pairs)
-    if len(item) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the field {twice!r} is there twice")
+    item: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in item:
+            raise ValueError(f"the field {key!r} is there twice")
+        item[key] = value
     return item
 
 
 def content_of(item: dict[str, Any], *heeded: str) -> dict[str, Any]:
-    """The ``text``, ``image`` and ``video`` of an object.
-
-    Args:
-        heeded: names of the other fields that the caller reads.
+    """The ``text``, ``image`` and ``video`` of an object, of which ``heeded`` are read, too.
 
     Raises:
-        ValueError: the object has none of the three; or it has a field that looks like one of them,
-            or of those ``heeded``, misspelt, that is another program's name for one, or that asks
-            for another size of a picture.
+        ValueError: the object has none of the three; or another field seems to be meant for them,
+            and would not be heeded: a misspelt one, another program's, or one for sizes.
     """
     for kind in (*FIELDS, *heeded):
         # one letter is wrong, or a short name lacks one

@@ -1,8 +1,4 @@
-"""The reader: from what a caller passes as a content to its text, images and videos.
-
-This module knows the forms in which people pass them; `pyrerank.media.images` and
-`pyrerank.media.video` know pixels.
-"""
+"""The reader: from what a caller passes as a content to its text, images and videos."""
 
 from __future__ import annotations
 
@@ -10,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pyrerank.media.images import Visual, is_picture, kind_of_name, read_image
 from pyrerank.media.sources import Media, shown
@@ -20,22 +16,20 @@ FIELDS = ("text", "image", "video")  # of a dict that is a content
 KINDS = ("text", "image_url", "image", "video_url", "video")  # of parts
 # These details of OpenAI's image_url ask for the sizes that pictures have anyway.
 DETAILS = ("auto", "high")
-# A str that is all a data: URI of a picture or a video.  Its base64 may be broken into lines;
-# markup (SVG) and a URI that lost its data match, too.
+# A whole str that is a data: URI of a picture or a video, which may be broken into lines, be markup
+# (SVG), or have lost its data.
 DATA_URI = re.compile(
     r"\s*data:(image|video)/[^\s,]*"
     r"(?:;base64,[A-Za-z0-9+/=%_\-\r\n\t]*+|,(?:<|%3C).*+|,\S*+|)\s*",
     re.IGNORECASE | re.DOTALL,
 )
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True)
 class Content:
     """What a query or a document holds, in the order in which a prompt shows it.
 
-    ``text`` is its texts, joined with nothing between them; None if it has no text at all.
+    ``text`` joins its texts, with nothing between them; it is None if there are none.
     """
 
     videos: tuple[Visual, ...] = ()
@@ -44,7 +38,6 @@ class Content:
 
     @property
     def visuals(self) -> tuple[Visual, ...]:
-        """Videos and images, in the order of the prompt."""
         return (*self.videos, *self.images)
 
 
@@ -70,8 +63,8 @@ class Reader:
         if media is not None and not isinstance(media, Media):
             raise TypeError(f"media must be a pyrerank.Media or None, got {type(media).__name__}")
         self._media = Media() if media is None else media
-        # Results by what was given.  That is held, too, so that no other value gets its id.
-        self._read: dict[object, tuple[object, Any]] = {}
+        # What was given is held with its result, so that no other value gets its id.
+        self._read: dict[object, tuple[object, Visual]] = {}
 
     def read(self, value: object, name: str, vision: bool = False) -> Content:
         """Reads a content.
@@ -79,15 +72,13 @@ class Reader:
         Args:
             name: what messages call it: ``documents[3]``, ``line 7``.
             vision: whether the model sees pictures. Then a str that is nothing but the path or URI
-                of a picture or a video is refused, and not read as text; a data: URI of one always
-                is.
+                of one is refused, as a data: URI of one always is.
 
         Raises:
             TypeError: a value of another type.
             ValueError: an unknown key or kind of part; no part at all; a str that is or names a
-                picture; a file or URL that cannot be read or decoded; a picture that is empty,
-                oversized or extremely narrow; frames of different sizes; a URL without
-                ``media.fetch``. (Text is not checked for lone surrogates.)
+                picture; a picture that cannot be read or decoded, or has a size that is refused;
+                frames of different sizes. (Text is not checked for lone surrogates.)
             ImportError: a video file, and PyAV is not installed.
         """
         if isinstance(value, str):
@@ -102,7 +93,8 @@ class Reader:
                 f"{name} must be a str, a dict with 'text', 'image' or 'video', or a list of "
                 f"parts, got {type(value).__name__}; wrap a picture: {{'image': ...}}"
             )
-        if not parts and not (isinstance(value, dict) and value and _all_none(value)):
+        is_null = isinstance(value, dict) and value and all(v is None for v in value.values())
+        if not parts and not is_null:
             raise ValueError(
                 f"{name} is {shown(value)}, a content without any part; give a text, an image or a "
                 "video, or leave it out"
@@ -119,14 +111,14 @@ class Reader:
                 raise TypeError(f"{where} must be str, got {type(part).__name__}")
         return Content(tuple(videos), tuple(images), "".join(texts) if texts else None)
 
-    def _once(self, read: Callable[[object, str, Media], T], value: object, name: str) -> T:
-        by_value = isinstance(value, (str, bytes, Path))
-        key = (read, value if by_value else id(value))
+    def _once(
+        self, read: Callable[[object, str, Media], Visual], value: object, name: str
+    ) -> Visual:
+        key = (read, value if isinstance(value, (str, bytes, Path)) else id(value))
         if key not in self._read:
             self._media.check_wanted(name)
             self._read[key] = value, read(value, name, self._media)
-        result: T = self._read[key][1]
-        return result
+        return self._read[key][1]
 
 
 def is_parts(value: object) -> bool:
@@ -136,24 +128,19 @@ def is_parts(value: object) -> bool:
     )
 
 
-def _all_none(value: dict[Any, Any]) -> bool:
-    return all(given is None for given in value.values())
-
-
 def _check_is_text(value: str, name: str, vision: bool, files: bool) -> None:
     """Raises ValueError for a str that is a picture or a video, or only names one."""
     found = DATA_URI.fullmatch(value)
     if found:
         kind, what = found[1].lower(), "a data: URI"
-    elif vision and (named := kind_of_name(value.strip(), files)):
-        kind, what = named, "a path or URI"
     else:
-        return
-    raise ValueError(
-        f"{name} is {what} of {'an image' if kind == 'image' else 'a video'} as a bare string, "
-        f"which would be read as text: {shown(value)}; give {{'{kind}': ...}}, or {{'text': ...}} "
-        "if its characters are meant"
-    )
+        kind, what = vision and kind_of_name(value.strip(), files), "a path or URI"
+    if kind:
+        raise ValueError(
+            f"{name} is {what} of {'an image' if kind == 'image' else 'a video'} as a bare string, "
+            f"which would be read as text: {shown(value)}; give {{'{kind}': ...}}, or "
+            "{'text': ...} if its characters are meant"
+        )
 
 
 Part = tuple[str, object, str]  # "text", "image" or "video"; its value; its name for messages
@@ -166,9 +153,8 @@ def _dict_parts(value: dict[Any, Any], name: str) -> list[Part]:
     parts = []
     for kind, given in value.items():
         several = isinstance(given, (list, tuple))
-        if kind == "video" and several and given:
-            several = not is_picture(given[0])
-        if several:
+        is_frames = kind == "video" and several and given and is_picture(given[0])
+        if several and not is_frames:
             parts += [(kind, part, f"{name}, {kind}[{i}]") for i, part in enumerate(given)]
         elif given is not None:
             parts.append((kind, given, f"{name}, {kind}"))

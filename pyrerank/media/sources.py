@@ -39,8 +39,7 @@ class Media:
         fetch: gives the bytes behind an http(s) URL, see `pyrerank.Fetcher`; None refuses URLs.
 
     Raises:
-        ValueError: a limit outside what is described here.
-        TypeError: ``files`` is no bool, or ``fetch`` or ``wanted`` no function.
+        ValueError, TypeError: a limit or another value that is not as described here.
     """
 
     max_image_tokens: int = MAX_IMAGE_TOKENS
@@ -69,7 +68,7 @@ class Media:
             raise TypeError(f"wanted must be a function, got {self.wanted!r}")
 
     def check_wanted(self, name: str) -> None:
-        """Raises ValueError where nobody wants pictures any longer."""
+        """Raises ValueError once ``wanted`` returns False."""
         if not self.wanted():
             raise ValueError(f"{name} is not read: nobody wants it any longer")
 
@@ -82,16 +81,15 @@ def open_source(value: object, name: str, media: Media) -> BinaryIO | None:
     """
     if isinstance(value, (bytes, bytearray, memoryview)):
         return io.BytesIO(value)
+    if not isinstance(value, (str, Path)):
+        return None
     if isinstance(value, str):
         if value[:5].lower() == "data:":
             return io.BytesIO(_data(value, name))
         if is_url(value):
             return io.BytesIO(_fetched(value, name, media.fetch))
-        path = Path(url2pathname(value[7:]) if value[:7].lower() == "file://" else value)
-    elif isinstance(value, Path):
-        path = value
-    else:
-        return None
+        value = url2pathname(value[7:]) if value[:7].lower() == "file://" else value
+    path = Path(value)
     if not media.files:
         raise ValueError(f"{name} must be a data: URI or a URL; no files are read here")
     try:

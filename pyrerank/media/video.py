@@ -1,8 +1,8 @@
 """Video: from a file or a list of frames to resized frames and their times.
 
 Frames are sampled and resized as the published reference does it (see `pyrerank.media.images`).
-torch is imported where it resizes a frame, because text and images need none of it; PyAV, the extra
-``video``, is imported where a file is decoded.
+torch and PyAV, the extra ``video``, are imported where they are needed, because text and images
+need neither.
 """
 
 from __future__ import annotations
@@ -16,14 +16,12 @@ import numpy as np
 from pyrerank.media.images import SIDE, Pixels, Visual, check_size, fitting_size, resized_image
 from pyrerank.media.sources import Media, open_source
 
-# These numbers are the published reference's.
-# A frame of a list is first resized as an image, of at most LIST_SQUARES squares with sides of
-# LIST_SIDE: the reference takes the side of a token for that of a patch, and doubles it once more.
+# These numbers are the published reference's.  It first resizes a frame of a list as an image of
+# squares, for whose sides it takes the side of a token for that of a patch, and doubles it.
 LIST_SQUARES, LIST_SIDE = 16384, 2 * SIDE
 FRAME_PIXELS = 128 * SIDE**2, 768 * SIDE**2  # the least and the most that a frame has
-# The most pixels of a video, in which a pair of frames counts as one.  The reference's scripts pass
-# this limit on with a list of frames only.  Here it holds for files, too: without it, 64 frames of
-# a file have up to 24,576 tokens, which no prompt takes.
+# The most pixels of a video, in which a pair of frames counts as one.  The reference has this limit
+# for lists of frames only; without it, 64 frames of a file have more tokens than a prompt takes.
 VIDEO_PIXELS = 7680 * SIDE**2
 LIST_RATE = 2.0  # frames a second of a list
 FILE_RATE = 1.0  # frames a second that are taken from a file
@@ -31,7 +29,7 @@ MIN_FILE_FRAMES = 4
 
 
 def read_video(value: object, name: str, media: Media) -> Visual:
-    """A video in any form, resized; see `pyrerank.media.reader.Reader`."""
+    """As `pyrerank.media.images.read_image`, for a video."""
     if isinstance(value, (list, tuple)):
         return _from_list(value, name, media)
     file = open_source(value, name, media)
@@ -46,16 +44,14 @@ def read_video(value: object, name: str, media: Media) -> Visual:
 def _from_list(frames: Sequence[object], name: str, media: Media) -> Visual:
     if not frames:
         raise ValueError(f"{name} has no frames")
-    picked = list(range(len(frames)))
-    if len(frames) > media.max_video_frames:
-        picked = np.linspace(0, len(frames) - 1, media.max_video_frames, dtype=int).tolist()
+    most = min(len(frames), media.max_video_frames)
+    picked = np.linspace(0, len(frames) - 1, most, dtype=int).tolist()
     images = (
         (i, resized_image(frames[i], f"{name}, frame[{i}]", media, LIST_SQUARES, LIST_SIDE))
         for i in picked
     )
     count = len(picked) + len(picked) % 2
-    seconds = _pair_means([i / LIST_RATE for i in range(count)])
-    return Visual(_stack(images, count, name), seconds)
+    return Visual(_stack(images, count, name), _pair_means(range(count), LIST_RATE))
 
 
 def _from_file(file: BinaryIO, name: str, media: Media) -> Visual:
@@ -71,7 +67,7 @@ def _from_file(file: BinaryIO, name: str, media: Media) -> Visual:
         frames = _stack(_decode(file, picked, name, media), len(picked), name)
     except av.FFmpegError as error:
         raise ValueError(f"{name} cannot be decoded: {error.strerror}") from error
-    return Visual(frames, _pair_means([i / rate for i in picked]))
+    return Visual(frames, _pair_means(picked, rate))
 
 
 def _scan(file: BinaryIO, name: str) -> tuple[int, float]:
@@ -95,7 +91,7 @@ def _scan(file: BinaryIO, name: str) -> tuple[int, float]:
 
 
 def _container(file: BinaryIO) -> Any:
-    """FFmpeg's reader of a file from its start, which opens no other file: no playlists."""
+    """Opens a file from its start, and no other file, such as a playlist names."""
     import av
 
     file.seek(0)
@@ -136,10 +132,7 @@ def _decode(
 
 
 def _stack(frames: Iterator[tuple[int, Pixels]], count: int, name: str) -> Pixels:
-    """Resizes frames to the size that a video of ``count`` frames allows.
-
-    If there are fewer, the last one is repeated.
-    """
+    """Resizes frames, of which the last may be repeated, for a video of ``count`` frames."""
     least, most = FRAME_PIXELS
     most_here = max(min(most, VIDEO_PIXELS / count * 2), int(least * 1.05))
     shape, resized = None, []
@@ -169,7 +162,6 @@ def _resized(frame: Pixels, size: tuple[int, int]) -> Pixels:
     return rounded.to(torch.uint8).numpy()
 
 
-def _pair_means(seconds: list[float]) -> tuple[float, ...]:
-    return tuple(
-        (first + second) / 2 for first, second in zip(seconds[::2], seconds[1::2], strict=True)
-    )
+def _pair_means(indices: Sequence[int], rate: float) -> tuple[float, ...]:
+    pairs = zip(indices[::2], indices[1::2], strict=True)
+    return tuple((first / rate + second / rate) / 2 for first, second in pairs)

@@ -1,7 +1,7 @@
 """Encoders: from an item to its prompt, which is truncated to the limit.
 
 Text of callers is encoded without control tokens: the characters ``<|im_end|>`` in a document stay
-text, and never end a turn.  See `pyrerank.prompts.tokens`.
+text, and never end a turn.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from tokenizers import Encoding, Tokenizer
 
 from pyrerank.checks import check_int, check_text
 from pyrerank.errors import CheckpointError
-from pyrerank.media.images import Visual
 from pyrerank.media.reader import Content, Reader
 from pyrerank.prompts.items import Explanation, Input, Item, Pair, Prompt, Span
 from pyrerank.prompts.templates import (
@@ -40,12 +39,9 @@ START, END = "<|vision_start|>", "<|vision_end|>"
 class Encoder(Generic[Item]):
     """Makes prompts of items, with one checkpoint's tokenizer.
 
-    Args:
-        tokenizer: the checkpoint's.
+    Attributes:
         family: ``"qwen3"``, which reads text only, or ``"qwen3-vl"``.
         modules: what the checkpoint's folder says of prompts and limits.
-
-    Attributes:
         max_tokens: most tokens of a whole prompt; see `limit`.
     """
 
@@ -60,17 +56,16 @@ class Encoder(Generic[Item]):
         self._text = text = PlainText(tokenizer)
         self._controls = control_pattern(tokenizer)
         self._token = cache(lambda token: single_token(tokenizer, token))
-        # The ids of what is no content: texts of templates, instructions.  The function knows
-        # nothing of the encoder, which would refer to itself, and be freed late.
+        # The ids of what is no content.  The function holds no self, which would be freed late.
         self._fixed = lru_cache(maxsize=256)(lambda fixed: text.ids(*text.encode([fixed])))
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, max_tokens: int | None = None) -> Self:
-        """The encoder of a checkpoint, of which it reads the tokenizer and no weight.
+        """The encoder of a checkpoint, of which it reads no weight.
 
         Raises:
             CheckpointError: the tokenizer cannot be read, or is not of a model that pyrerank runs.
-            ValueError: ``max_tokens``, see `limit`.
+            ValueError: as `limit`.
         """
         tokenizer = checkpoint.tokenizer()
         try:
@@ -95,7 +90,6 @@ class Encoder(Generic[Item]):
         self.max_tokens = max_tokens
 
     def wording(self, item: Item) -> Wording:
-        """The prompt in words."""
         raise NotImplementedError
 
     def stream(self, items: Sequence[Item]) -> Iterator[Prompt]:
@@ -104,43 +98,34 @@ class Encoder(Generic[Item]):
             yield from self.encode(items[start : start + 256])
 
     def encode(self, items: Sequence[Item], max_tokens: int | None = None) -> list[Prompt]:
-        """Encodes items in parallel, each truncated to `max_tokens`, or to ``max_tokens`` if that
-        is lower; see `pyrerank.prompts.truncation`.
+        """Encodes items in parallel, each truncated to the lower of both limits.
 
         Raises:
             ValueError: ``max_tokens`` is less than what is not text.
         """
         limit = self.max_tokens if max_tokens is None else min(max_tokens, self.max_tokens)
         wordings = [self.wording(item) for item in items]
-        # the texts that hold contents; a dict, as one text may hold several
-        places = [dict.fromkeys(own.text for own in wording.own) for wording in wordings]
-        texts = [w.texts[i] for w, each in zip(wordings, places, strict=True) for i in each]
-        encodings = iter(self._text.encode(texts))
+        encodings = iter(self._text.encode([w.texts[i] for w in wordings for i in w.places]))
         prompts = []
-        for item, wording, each in zip(items, wordings, places, strict=True):
-            encoded = {i: next(encodings) for i in each}
-            visuals = [visual for c in item.contents.values() for visual in c.visuals]
-            prompts.append(self._assemble(wording, encoded, visuals, limit))
+        for item, wording in zip(items, wordings, strict=True):
+            encoded = {i: next(encodings) for i in wording.places}
+            prompts.append(self._assemble(item, wording, encoded, limit))
         return prompts
 
     def first_tokens(self, text: str, count: int) -> str:
-        """The beginning of a text that has ``count`` tokens; all of a shorter one."""
+        """The first ``count`` tokens of a text, as text."""
         [encoding] = self._text.encode([text])
         offsets = encoding.offsets
         return text[: offsets[count - 1][1]] if len(offsets) > count else text
 
     def explain(self, item: Item) -> Explanation:
-        """The prompt of one item, as `encode` makes it, with control tokens written out."""
+        """The prompt of one item, as `encode` makes it."""
         [prompt] = self.encode([item])
         text = self._tokenizer.decode(prompt.ids, skip_special_tokens=False)
         return Explanation(text, prompt.ids, prompt.truncated)
 
     def _assemble(
-        self,
-        wording: Wording,
-        encodings: Mapping[int, Encoding],
-        visuals: Sequence[Visual],
-        limit: int,
+        self, item: Item, wording: Wording, encodings: Mapping[int, Encoding], limit: int
     ) -> Prompt:
         parts = [
             self._text.ids(encodings[i]) if i in encodings else self._fixed(text)
@@ -160,11 +145,11 @@ class Encoder(Generic[Item]):
                 ids += [self._token(token.pad)] * (token.rows * token.columns)
                 ids.append(self._token(END))
             ids += part
-        return Prompt(ids, excess, tuple(visuals), tuple(spans))
+        visuals = tuple(v for content in item.contents.values() for v in content.visuals)
+        return Prompt(ids, excess, visuals, tuple(spans))
 
     def _shortest(self, item: Item) -> int:
-        """How many tokens a prompt must be allowed, if that of ``item``, which is empty, has no
-        text to cut.  Raises ValueError for a tokenizer of another family."""
+        """How many tokens a prompt must be allowed, if that of ``item`` has nothing to cut."""
         [prompt] = self.encode([item])
         return len(prompt.ids) + LEAST_CONTENT
 
@@ -179,7 +164,7 @@ class Encoder(Generic[Item]):
         return content
 
     def _checked(self, name: str, item: Item) -> Item:
-        """The item, if what may not be cut from its prompt leaves room."""
+        """Returns the item, if what may not be cut from its prompt leaves room."""
         wording = self.wording(item)
         texts = sum(len(self._fixed(text)) for text in wording.without_contents())
         check_room(name, wording, texts + wording.other_tokens, self.max_tokens)
@@ -221,11 +206,7 @@ class PairEncoder(Encoder[Pair]):
         max_tokens: int | None = None,
         instruction: str | None = None,
     ) -> Self:
-        """As `Encoder.of`; refuses a checkpoint that embeds, as well.
-
-        ``instruction`` is for pairs for which nobody gives one; None takes what the model was
-        published with.
-        """
+        """As `Encoder.of`, but for checkpoints that embed; ``instruction`` is the default."""
         if checkpoint.modules.task == "embed":
             raise CheckpointError(
                 f"{checkpoint.path} is published for embedding: use Embedder, or pyrerank embed"
@@ -273,33 +254,30 @@ class PairEncoder(Encoder[Pair]):
 
         Args:
             name: what messages call the document: ``documents[3]``, ``line 7``.
-            instruction: what counts as relevant; None takes that of a templated pair, or the
-                encoder's default.
+            instruction: None takes that of a templated pair, or the encoder's default.
 
         Raises:
-            TypeError, ValueError: a content that `Reader` does not read; a lone surrogate; half a
-                template, or one with an instruction other than the one given; an instruction or
-                pictures that leave no room for text; pictures where the model reads text only.
+            TypeError, ValueError: as `Reader.read`; for a lone surrogate, half a template, or one
+                with an instruction other than the one given; for an instruction or pictures that
+                leave no room for text, and for pictures where the model reads text only.
         """
         if instruction is not None:
             check_text("instruction", instruction)
-        contents = [
-            self._read(f"the query of {name}", query, reader),
-            self._read(name, document, reader),
-        ]
-        texts = [content.text or "" for content in contents]
+        asked = self._read(f"the query of {name}", query, reader)
+        found = self._read(name, document, reader)
         own = None
         if self._chat is None:
             try:
-                own, *texts = unformat_pair(*texts)
+                own, *texts = unformat_pair(asked.text or "", found.text or "")
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
-        if own is None:
-            own = self.default if instruction is None else instruction
-        else:
+        if own is not None:
             check_agreed(name, own, instruction)
-            contents = [replace(c, text=t) for c, t in zip(contents, texts, strict=True)]
-        return self._checked(name, Pair(own, *contents))
+            asked, found = replace(asked, text=texts[0]), replace(found, text=texts[1])
+            instruction = own
+        elif instruction is None:
+            instruction = self.default
+        return self._checked(name, Pair(instruction, asked, found))
 
 
 class InputEncoder(Encoder[Input]):
@@ -351,15 +329,10 @@ class InputEncoder(Encoder[Input]):
         reader: Reader | None = None,
         prompt_name: str | None = None,
     ) -> Input:
-        """Reads and validates one input.
+        """As `PairEncoder.pair`, for one input.
 
-        Args:
-            name: what messages call it: ``inputs[3]``.
-            prompt_name: one of the folder's prompts, in place of an instruction.
-
-        Raises:
-            TypeError, ValueError: as for `PairEncoder.pair`; there is no such prompt, or an
-                instruction was given as well.
+        ``prompt_name`` is one of the folder's prompts, in place of an instruction; ValueError is
+        raised if there is no such prompt, or an instruction, too.
         """
         if instruction is not None:
             check_text("instruction", instruction)
@@ -385,9 +358,9 @@ class InputEncoder(Encoder[Input]):
         if name is None:
             return self.modules.default_prompt if instruction is None else None
         if name not in prompts:
+            known = ", ".join(map(repr, prompts)) or "none"
             raise ValueError(
-                f"prompt_name {name!r} is none of the checkpoint's prompts, which are "
-                f"{', '.join(map(repr, prompts)) or 'none'}"
+                f"prompt_name {name!r} is none of the checkpoint's prompts, which are {known}"
             )
         if instruction is not None:
             raise ValueError(f"give prompt_name {name!r} or an instruction, not both")

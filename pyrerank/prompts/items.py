@@ -1,7 +1,6 @@
 """Items and prompts: an item is what a call asks for, a prompt is what the model is shown of it.
 
-An item is a `Pair` of a reranker or an `Input` of an embedder, read and validated.  A `Prompt` is
-an item as token ids.  This module knows nothing of tokenizers, templates and devices.
+An item is read and validated, and a template that the caller had applied to it is undone.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from pyrerank.media.reader import Content, is_parts
 
 @dataclass(frozen=True)
 class Pair:
-    """One query and one document.  A template that the caller had applied is undone.
+    """One query and one document, for a reranker.
 
     ``instruction`` is None where a folder's own chat template has a default.
     """
@@ -34,7 +33,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Input:
-    """One input of an embedder.  A template that the caller had applied is undone.
+    """One input of an embedder.
 
     ``prompt`` is the folder's text for inputs that come without an instruction.
     """
@@ -45,16 +44,13 @@ class Input:
 
     @property
     def contents(self) -> dict[str, Content]:
-        """As `Pair.contents`."""
         return {"user": self.content}
 
 
 class Span(NamedTuple):
     """Consecutive vision tokens of a prompt, of an image or a pair of frames of a video.
 
-    Attributes:
-        start: the place of the first of them among the prompt's tokens.
-        height, width: how many rows and columns of tokens there are.
+    ``start`` is the place of the first one; ``height`` and ``width`` count rows and columns.
     """
 
     start: int
@@ -66,11 +62,8 @@ class Span(NamedTuple):
 class Prompt:
     """A whole prompt as token ids.
 
-    Attributes:
-        ids: token ids.
-        truncated: how many text tokens were cut to fit the limit.
-        visuals: images and videos, in the order of the prompt.
-        spans: their vision tokens: one span an image, and one a pair of frames of a video.
+    ``truncated`` counts the text tokens that were cut to fit the limit; ``visuals`` and ``spans``
+    are in the order of the prompt.
     """
 
     ids: list[int]
@@ -84,7 +77,7 @@ class Explanation:
     """The exact prompt of a pair.
 
     Attributes:
-        text: as it is shown to the model, control tokens written out.
+        text: the prompt, in which control tokens are written out.
         ids: its token ids.
         truncated: how many text tokens were cut to fit the model's limit.
     """
@@ -117,10 +110,9 @@ Item = TypeVar("Item", bound=Pair | Input)
 
 
 def unique(items: Iterable[Item]) -> list[Item]:
-    """Each item once, sorted by instruction and texts.
+    """Each item once, sorted so that prompts that begin alike lie together.
 
-    Prompts that begin alike then lie together, and a planner that sorts a few hundred at a time
-    finds most of the tokens that they share.
+    A planner that sorts a few hundred at a time then finds most of the tokens that they share.
     """
 
     def words(item: Item) -> tuple[str, list[tuple[list[bytes], str]]]:

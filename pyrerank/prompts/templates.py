@@ -26,7 +26,7 @@ _CONTROL = re.compile(r"(<\|\w+\|>|</?think>)")
 
 
 class Own(NamedTuple):
-    """Where the text of a content lies: in which text of a wording, and at which characters."""
+    """Where a content's text lies: in which text of a wording, and at which characters."""
 
     text: int
     start: int
@@ -34,8 +34,7 @@ class Own(NamedTuple):
 
 
 class Vision(NamedTuple):
-    """A span of vision tokens: ``<|vision_start|>``, rows x columns times ``pad``, and
-    ``<|vision_end|>``."""
+    """A span: ``<|vision_start|>``, rows x columns times ``pad``, ``<|vision_end|>``."""
 
     pad: str
     rows: int
@@ -48,8 +47,7 @@ class Wording:
 
     Attributes:
         texts: plain texts, each of which is encoded by itself.
-        between: what stands between two texts, one less than there are texts: a control token, or
-            a span.
+        between: the control tokens and spans, one between two texts.
         own: the texts of contents, in the order in which the prompt has them.
     """
 
@@ -64,13 +62,10 @@ class Wording:
         contents: Mapping[str, Content],
         controls: re.Pattern[str] = _CONTROL,
     ) -> Wording:
-        """Appends a template with an instruction and contents.
+        """Appends a template, in whose texts ``controls`` finds control tokens.
 
-        Args:
-            parts: texts of the template at even places, and between them what stands there:
-                "system", which is the instruction, or the role of a content.
-            contents: by role.
-            controls: finds the control tokens that are written out in texts of the template.
+        ``parts`` are its texts, and between each two of them "system", which is the instruction, or
+        the role of a content.
         """
         for place, part in enumerate(parts):
             if place % 2 == 0:
@@ -85,16 +80,12 @@ class Wording:
         return self
 
     def tokens(self, *tokens: str | Vision) -> Wording:
-        """Appends control tokens, or spans."""
         self.between += tokens
         self.texts += [""] * len(tokens)
         return self
 
     def _content(self, content: Content) -> None:
-        """Appends a content: its videos, its images, its text.
-
-        A video has a span for each pair of frames, with its time before it; an image has one.
-        """
+        """Appends a content; before each span of a video comes its time."""
         for video in content.videos:
             for seconds in video.seconds:
                 self.texts[-1] += f"<{seconds:.1f} seconds>"
@@ -108,6 +99,11 @@ class Wording:
         self.texts[-1] += text
 
     @property
+    def places(self) -> list[int]:
+        """Which of the texts hold contents."""
+        return sorted({own.text for own in self.own})
+
+    @property
     def other_tokens(self) -> int:
         """How many tokens the prompt has besides those of its texts."""
         return sum(
@@ -116,7 +112,7 @@ class Wording:
         )
 
     def without_contents(self) -> list[str]:
-        """The texts, without what is a content's."""
+        """The texts, without those of contents."""
         texts = list(self.texts)
         for i, start, end in reversed(self.own):
             texts[i] = texts[i][:start] + texts[i][end:]
@@ -130,12 +126,7 @@ def _span(pad: str, visual: Visual) -> Vision:
 
 @dataclass(frozen=True)
 class Template:
-    """How one family words a reranker's prompt.
-
-    Attributes:
-        parts: see `Wording.parts`.
-        max_tokens: most tokens of the prompt.
-    """
+    """How one family words a reranker's prompt, in `Wording.parts`, of ``max_tokens`` at most."""
 
     default_instruction: str
     parts: tuple[str, ...]
@@ -169,8 +160,7 @@ DEFAULT_REPRESENTATION = "Represent the user's input."
 
 
 def representation(instruction: str | None) -> str:
-    """The instruction of a Qwen3-VL-Embedding, which has a default one; a full stop is added to
-    one that ends without punctuation."""
+    """The instruction of a Qwen3-VL-Embedding, which ends with punctuation."""
     chosen = (DEFAULT_REPRESENTATION if instruction is None else instruction).strip()
     if chosen and not unicodedata.category(chosen[-1]).startswith("P"):
         chosen += "."

@@ -24,8 +24,7 @@ class PlainText:
     """A tokenizer without its control tokens: text stays text.
 
     Control tokens are those of `CONTROLS`, and all that the tokenizer flags as special.  Any other
-    added token is a word that was added for fine-tuning: it is found in text as the tokenizer finds
-    it.
+    added token is a word that was added for fine-tuning, which text may hold.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -39,19 +38,17 @@ class PlainText:
         self._own = {self._text.token_to_id(token.content): id for id, token in words.items()}
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
-        """Encodes in parallel; `ids` has the token ids."""
         # `Tokenizer.encode` would hold Python's lock meanwhile
         encodings: list[Encoding] = self._text.encode_batch(texts, add_special_tokens=False)
         return encodings
 
     def ids(self, encoding: Encoding) -> list[int]:
-        """The token ids of a text that `encode` encoded."""
         ids: list[int] = encoding.ids
         return [self._own.get(id, id) for id in ids] if self._own else ids
 
 
 def control_pattern(tokenizer: Tokenizer) -> re.Pattern[str]:
-    """What finds the control tokens in a text of the checkpoint's own, the longest first."""
+    """A pattern that finds the control tokens in a text of the checkpoint's own."""
     added = tokenizer.get_added_tokens_decoder().values()
     controls = [token.content for token in added if token.special or token.content in CONTROLS]
     found = "|".join(map(re.escape, sorted(controls, key=len, reverse=True)))

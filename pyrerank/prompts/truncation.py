@@ -18,12 +18,7 @@ LEAST_CONTENT = 16
 
 
 def check_room(name: str, wording: Wording, fixed: int, limit: int) -> None:
-    """Raises ValueError unless ``limit`` tokens leave room for the text.
-
-    Args:
-        name: what messages call the item.
-        fixed: how many tokens the prompt has without the texts of its contents.
-    """
+    """Raises ValueError if ``fixed`` tokens, which are no content's, fill ``limit`` tokens."""
     has_text = any(end > start for _, start, end in wording.own)
     over = fixed + has_text * LEAST_CONTENT - limit
     if over > 0 and not all(isinstance(token, str) for token in wording.between):
@@ -41,11 +36,10 @@ def check_room(name: str, wording: Wording, fixed: int, limit: int) -> None:
 def truncate(
     ids: Sequence[list[int]], wording: Wording, encodings: Mapping[int, Encoding], excess: int
 ) -> list[list[int]]:
-    """Cuts ``excess`` tokens.  A token that also covers characters of the template is not cut.
+    """Cuts ``excess`` tokens from ``ids``, the token ids of each text of ``wording``.
 
-    Args:
-        ids: the token ids of each text of ``wording``.
-        encodings: the texts that hold contents, by their place among the texts.
+    ``encodings`` are the texts that hold contents, by their place.  A token that also covers
+    characters of the template is not cut.
 
     Raises:
         ValueError: the texts of the contents have fewer tokens.

@@ -23,18 +23,14 @@ _INPUT = re.compile(
 
 
 def unformat_pair(query: str, document: str) -> tuple[str | None, str, str]:
-    """Undoes the template of a pair.
-
-    The examples published for other servers send head, instruction and query as the query, and
-    ``"<Document>: " + document + tail`` as the document.
+    """Undoes the template of a pair, as the examples published for other servers apply it.
 
     Returns:
         (instruction, query, document); where the query does not start with the template,
         instruction is None, and the texts are as given.
 
     Raises:
-        ValueError: the query starts with the template, but it or the document does not go on as
-            the template does.
+        ValueError: the query starts with the template, but it or the document does not go on so.
     """
     head = HEAD + "user\n"
     if not query.startswith(head):
@@ -58,13 +54,10 @@ def unformat_pair(query: str, document: str) -> tuple[str | None, str, str]:
 
 
 def unformat_input(family: str, text: str) -> tuple[str | None, str]:
-    """Undoes the template of an embedder's input.
+    """Undoes the template of an embedder's input: (instruction, if it has one, and text).
 
     Of Qwen3-Embedding only a closing end-of-text token is removed.  Its own
     ``Instruct: ...\\nQuery:...`` is plain text, and stays.
-
-    Returns:
-        (instruction, text); where there is no template, instruction is None.
     """
     if family == "qwen3":
         return None, text.removesuffix("<|endoftext|>")

@@ -18,8 +18,8 @@ from pyrerank.bench import kernels as bench_kernels
 from pyrerank.bench import report as bench_report
 from pyrerank.bench.kernels import Case
 from pyrerank.kernels import extension
+from pyrerank.kernels.calls import DTYPES as NAMES
 from pyrerank.kernels.calls import ELEMENTS_PER_THREAD, POOL_MODES
-from pyrerank.kernels.checks import DTYPES as NAMES
 
 pytestmark = pytest.mark.slow
 
