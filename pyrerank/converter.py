@@ -33,19 +33,12 @@ BOUND = 1e-5
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written, and how far its results are from those before.
+    """What was written, and how far its results are from those before."""
 
-    Attributes:
-        architecture: in the words of ``config.json``.
-        files: number of files of weights.
-        compared: what was computed before and after: "logits of 3 pairs".
-        difference: the largest between two numbers of these, at most 1e-5.
-    """
-
-    architecture: str
-    files: int
-    compared: str
-    difference: float
+    architecture: str  # in the words of config.json
+    files: int  # number of files of weights
+    compared: str  # what was computed before and after: "logits of 3 pairs"
+    difference: float  # the largest between two numbers of these, at most 1e-5
 
 
 def convert(
@@ -58,16 +51,14 @@ def convert(
     embedder, with an adapter merged into it, in the form that it has.
 
     The folder appears when all of it is on the disk and was checked: ``source`` and what was
-    written score the same sample pairs, or embed the same texts, on the CPU, one after the other,
-    in bfloat16 where the weights are, else in float32.  That takes the memory of scoring there;
-    writing takes that of a file of weights, 5 GB at most.
+    written score the same sample pairs, or embed the same texts, on the CPU, in bfloat16 where the
+    weights are, else in float32.  Writing takes the memory of a file of weights, 5 GB at most.
 
     Args:
         source: folder or hub name, as for `Reranker`.
         target: a folder that does not exist, in one that does.
-        merge_lora: folder of an adapter to merge, in PEFT's format; the scores before are then
-            those of ``source`` with the adapter.  With an adapter, ``source`` may be a classifier
-            already, or an embedder.
+        merge_lora: folder of an adapter to merge, in PEFT's format.  With one, ``source`` may be a
+            classifier already, or an embedder.
 
     Raises:
         CheckpointError: ``source`` or the adapter cannot be read, run or converted, ``source`` was
@@ -115,8 +106,7 @@ def convert(
 
 
 def _vector(checkpoint: Checkpoint) -> torch.Tensor:
-    """The classifier's vector, of a checkpoint that can say everything without its files of
-    sentence-transformers.  Raises CheckpointError for another."""
+    """The classifier's vector, if nothing is lost with the files of sentence-transformers."""
     asked = PairEncoder.of(checkpoint)
     plain = PairEncoder(checkpoint.tokenizer(), checkpoint.family)
     most = min(plain.max_tokens, checkpoint.max_positions)  # lower is a choice of the folder's

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,12 @@ _STRUCTURED = ("content[0]", ".type", "'type'", '"type"', "message.content[")
 
 @dataclass(frozen=True)
 class Chat:
-    """A chat template with the variables it is rendered with.
-
-    Attributes:
-        source: the template.
-        file: the name of the file that it is from.
-        variables: names and values.
-        structured: whether contents are lists of parts, and not texts.
-    """
+    """A chat template, the name of its file, and the variables it is rendered with."""
 
     source: str
     file: str
-    variables: Mapping[str, Any] = field(default_factory=dict)
-    structured: bool = True
+    variables: Mapping[str, Any]
+    structured: bool  # whether contents are lists of parts, and not texts
     _known: dict[tuple[str, ...], list[str]] = field(
         default_factory=dict, compare=False, repr=False
     )
@@ -49,16 +43,13 @@ class Chat:
         variables: Mapping[str, Any],
         format: str | None,
     ) -> Chat:
-        """The template of the folder ``path`` that sentence-transformers uses.
+        """The template that sentence-transformers uses; raises `CheckpointError` if there is none.
 
         Args:
             tokenizer: what ``tokenizer_config.json`` says.
             variables: ``chat_template`` of ``processing_kwargs``, whose own "chat_template" may
                 name one of several templates.
             format: "structured" contents or "flat" ones; None and "auto" leave it to the template.
-
-        Raises:
-            CheckpointError: there is no such template.
         """
         found = _templates(path, tokenizer)
         values = {k: v for k, v in tokenizer.items() if k.endswith("_token") and isinstance(v, str)}
@@ -84,10 +75,8 @@ class Chat:
         """The wording of an embedder's prompt, with an instruction or without.
 
         Texts of the template are at even places, and between them the names of what stands there:
-        "system", which is the instruction, and "user", which is the content.
-
-        Raises:
-            CheckpointError: the template cannot be followed.
+        "system", which is the instruction, and "user", which is the content.  `CheckpointError` is
+        raised if the template cannot be followed.
         """
         return self._parts(system, "user")
 
@@ -131,9 +120,7 @@ class Chat:
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
-        environment.filters["tojson"] = lambda value, **options: json.dumps(
-            value, ensure_ascii=False, **options
-        )
+        environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
         environment.globals["raise_exception"] = refuse
         try:
             template = environment.from_string(self.source)

@@ -25,7 +25,7 @@ from pyrerank.weights.find import (
     weight_files,
 )
 from pyrerank.weights.modules import Modules, check_config
-from pyrerank.weights.tensors import TensorFile, listed, open_weights
+from pyrerank.weights.tensors import TensorFile, open_weights, refuse
 
 # architecture in config.json -> family, and whether the head is the vector of a classifier
 ARCHITECTURES = {
@@ -43,34 +43,23 @@ VISION = "visual."  # begins the vision tower's
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint.  Its settings and the names of its tensors are read, and no weight.
-
-    Attributes:
-        architecture: the one of `ARCHITECTURES` that config.json names.
-        classifier: whether its head is the vector of a classifier, ``score.weight``.
-        tied: whether the embedding is its output matrix.
-        config: the shape of the decoder.
-        settings: what config.json says.
-        modules: what the files beside it say of prompts, pooling and limits.
-        tensors: a tensor's stored name -> the file that holds it.
-        mapped: the files of the tensors that were given away as views.
-    """
+    """An opened checkpoint.  Its settings and the names of its tensors are read, and no weight."""
 
     path: Path
-    architecture: str
+    architecture: str  # the one of ARCHITECTURES that config.json names
     family: str
-    classifier: bool
-    tied: bool
+    classifier: bool  # whether its head is the vector of a classifier, score.weight
+    tied: bool  # whether the embedding is its output matrix
     config: DecoderConfig
-    settings: Mapping[str, Any]
+    settings: Mapping[str, Any]  # what config.json says
     modules: Modules
-    tensors: Mapping[str, TensorFile]
+    tensors: Mapping[str, TensorFile]  # a tensor's stored name -> the file that holds it
+    # the files of the tensors that were given away as views
     mapped: set[TensorFile] = field(default_factory=set, kw_only=True, repr=False)
 
     @property
     def root(self) -> str:
-        """The beginning of all names but the heads': none if the model was saved without a head,
-        as Qwen3-Embedding is published."""
+        """The beginning of all names but the heads'; none if the model was saved without a head."""
         bare = f"{DECODER[self.family]}embed_tokens.weight" in self.tensors
         return "" if bare else "model."
 
@@ -81,10 +70,7 @@ class Checkpoint:
 
     @property
     def task(self) -> str | None:
-        """What the model is for: "score" or "embed"; None if it does both.
-
-        ``pyrerank_task`` in config.json says it for a checkpoint whose other files do not.
-        """
+        """What the model is for: "score" or "embed"; None if it does both."""
         if self.classifier or self.settings.get("pyrerank_task") == "score":
             return "score"
         if self.modules.task is not None:
@@ -102,7 +88,6 @@ class Checkpoint:
         return int(text.get("max_position_embeddings", default))
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer stored beside the weights."""
         file = self.path / "tokenizer.json"
         if not file.is_file():
             raise CheckpointError(
@@ -141,7 +126,6 @@ class Checkpoint:
                 )
 
     def vision_config(self) -> VisionConfig:
-        """The shape of the vision tower; raises as `VisionConfig.read`."""
         return VisionConfig.read(self.path, self.settings, self.config)
 
     def weights(
@@ -149,32 +133,24 @@ class Checkpoint:
     ) -> Callable[..., torch.Tensor]:
         """A function that reads tensors of the decoder, or with ``vision`` those of the tower.
 
-        It takes the name of a tensor, without the beginning that all of them share; or several
-        names, whose tensors it joins along the first dimension.  A single tensor that is stored in
-        ``dtype`` is a view of the mapped file, see `check_unchanged`; all else is a copy on the
-        host.
+        It takes names without the beginning that all of them share, and joins the tensors of
+        several names along the first dimension.  A single tensor that is stored in ``dtype`` is a
+        view of the mapped file, see `check_unchanged`; all else is a copy on the host.
 
-        Args:
-            shapes: all tensors that are wanted.
-
-        Raises:
-            CheckpointError: tensors are missing, extra or misshapen.  No weight was read yet.
+        `CheckpointError` is raised if the checkpoint's tensors are not those of ``shapes``.
         """
         tower = self.root + VISION
         prefix = tower if vision else self.decoder
         heads = {"lm_head.weight"} | ({"score.weight", "score.bias"} if self.classifier else set())
         stored = {name for name in self.tensors if name.startswith(tower) == vision} - heads
-        wanted = {prefix + name: shape for name, shape in shapes.items()}
+        wanted = {prefix + name: tuple(shape) for name, shape in shapes.items()}
         problems = [f"missing {name}" for name in sorted(wanted.keys() - stored)]
         problems += [f"unexpected {name}" for name in sorted(stored - wanted.keys())]
         for name in sorted(wanted.keys() & stored):
             shape = self.tensors[name].shapes[name]
-            if shape != tuple(wanted[name]):
-                problems.append(f"{name} is {shape}, not {tuple(wanted[name])}")
-        if problems:
-            raise CheckpointError(
-                f"{self.path}: the tensors do not fit config.json: {listed(problems)}"
-            )
+            if shape != wanted[name]:
+                problems.append(f"{name} is {shape}, not {wanted[name]}")
+        refuse(f"{self.path}: the tensors do not fit config.json:", problems)
         opened = functools.cache(TensorFile.open)  # a file is mapped once for all views
 
         def read(*names: str) -> torch.Tensor:
@@ -197,12 +173,9 @@ class Checkpoint:
         """The vector w, float32 [hidden_size], and the bias of logit = norm(hidden) . w + bias.
 
         A classifier stores them.  For any other checkpoint w = float32(head[yes]) -
-        float32(head[no]), or the row of yes alone; head is ``lm_head.weight``, or the embedding
-        table if a tied checkpoint stores no head.  (transformers, too, prefers a stored head that
-        differs from the embedding.)  Only these rows are read.
-
-        Raises:
-            CheckpointError: the checkpoint has no head, or no such rows.
+        float32(head[no]), or the row of yes alone; head is ``lm_head.weight``, or, as transformers
+        has it, too, the embedding table if a tied checkpoint stores no head.  `CheckpointError` is
+        raised if the checkpoint has no head, or no such rows.
         """
         size = self.config.hidden_size
         if self.architecture.endswith("Model") or not self.root:
@@ -228,21 +201,15 @@ class Checkpoint:
         return rows[0] - rows[1:].sum(0), 0.0
 
     def not_finite(self) -> list[str]:
-        """The names of the tensors that hold a NaN or an infinity.  Reads every weight.
-
-        Raises: `CheckpointChanged`, as `check_unchanged`.
-        """
+        """The names of the tensors that hold a NaN or an infinity; raises as `check_unchanged`."""
         names = [name for name in sorted(self.tensors) if not self.tensor(name).isfinite().all()]
         for file in set(self.tensors.values()):
             file.check()
         return names
 
     def check_unchanged(self) -> None:
-        """Raises `CheckpointChanged` if a file was written to whose tensors are used as views.
-
-        It is called before a pass, because reading a view of a file that was cut short ends the
-        process.
-        """
+        """Raises `CheckpointChanged` if a file was written to whose tensors are used as views:
+        reading a view of a file that was cut short ends the process."""
         for file in self.mapped:
             file.check()
 
@@ -251,7 +218,7 @@ class Checkpoint:
         return True
 
     def tensor(self, name: str) -> torch.Tensor:
-        """A stored tensor, as a view of the mapped file; see `TensorFile.tensor`."""
+        """A stored tensor; see `TensorFile.tensor`."""
         return self.tensors[name].tensor(name)
 
     def _rows(self, name: str, shape: tuple[int, int], rows: list[int]) -> torch.Tensor:
@@ -268,7 +235,7 @@ class Checkpoint:
 
 
 def open_checkpoint(model: str | os.PathLike[str] | Checkpoint) -> Checkpoint:
-    """Opens a checkpoint whose files are on this machine.  Nothing is ever downloaded.
+    """Opens a checkpoint whose files are on this machine; nothing is downloaded.
 
     Args:
         model: a folder with ``config.json``, ``tokenizer.json`` and ``*.safetensors``; or a name
@@ -277,8 +244,8 @@ def open_checkpoint(model: str | os.PathLike[str] | Checkpoint) -> Checkpoint:
             An opened checkpoint is returned as it is.
 
     Raises:
-        CheckpointError: nothing was found, and the message says how to get the files; or the folder
-            holds no weights, a damaged or quantised file, an adapter, or a model of another family.
+        CheckpointError: nothing was found; or the folder holds no weights, a damaged or quantised
+            file, an adapter, or a model of another family.
     """
     if isinstance(model, Checkpoint):
         return model

@@ -6,7 +6,7 @@ A setting that pyrerank does not follow is refused by its name.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,18 @@ PIXELS: dict[str, object] = {
 }
 
 
+def check_setting(
+    file: object,
+    key: str,
+    value: object,
+    known: Collection[object],
+    remedy: str = ", which pyrerank does not follow",
+) -> None:
+    """Raises `CheckpointError` if a file sets ``key`` to a value that is not among ``known``."""
+    if value not in known:
+        raise CheckpointError(f"{file} sets {key} to {value!r}{remedy}")
+
+
 @dataclass(frozen=True)
 class DecoderConfig:
     """The shape of the Qwen3 decoder, in the words of ``config.json``."""
@@ -67,15 +79,8 @@ class DecoderConfig:
 
     @classmethod
     def read(cls, path: Path, family: str, text: Mapping[str, Any]) -> DecoderConfig:
-        """Reads the shape from ``text``, the part of ``config.json`` that is about the decoder.
-
-        Args:
-            path: the folder, for messages.
-            family: "qwen3" or "qwen3-vl".
-
-        Raises:
-            CheckpointError: a field is absent, or asks for what pyrerank does not run.
-        """
+        """Reads ``text``, which is the decoder's part of the folder's ``config.json``.  Raises
+        `CheckpointError` if a field is absent, or asks for what pyrerank does not run."""
         # transformers 5 keeps in rope_parameters what earlier files spread over two keys; where
         # rope_scaling is there as well, it counts
         rope = {**(text.get("rope_parameters") or {}), **(text.get("rope_scaling") or {})}
@@ -84,10 +89,9 @@ class DecoderConfig:
             "rope type": rope.get("rope_type", rope.get("type")),
             "mrope_interleaved": rope.get("mrope_interleaved"),
         }
-        for key, got, want in _differing(given, DECODER):
-            raise CheckpointError(
-                f"{path}: config.json sets {key} to {got!r}; pyrerank supports only {want!r}"
-            )
+        for key, want in DECODER.items():
+            only = f"; pyrerank supports only {want!r}"
+            check_setting(f"{path}: config.json", key, given.get(key), (None, want), only)
         values = dict(text, rope_theta=rope.get("rope_theta", text.get("rope_theta")))
         half = (text.get("head_dim") or 0) // 2
         # a text model has one position a token; the default of a VL model is that of transformers
@@ -128,12 +132,9 @@ class VisionConfig:
 
     @classmethod
     def read(cls, path: Path, settings: Mapping[str, Any], decoder: DecoderConfig) -> VisionConfig:
-        """Reads the shape from ``settings``, which is all of ``config.json``.
-
-        Raises:
-            CheckpointError: a field is absent, or the folder ``path`` asks for a tower, or for
-                pixels, that pyrerank does not have.
-        """
+        """Reads ``settings``, which is all of the folder's ``config.json``.  Raises
+        `CheckpointError` if a field is absent, or the folder asks for another tower or other
+        pixels."""
         values = settings.get("vision_config")
         if not isinstance(values, dict):
             raise CheckpointError(f"{path}: config.json has no vision_config")
@@ -151,9 +152,10 @@ class VisionConfig:
             config = cls(deepstack_visual_indexes=tuple(levels), **numbers)
             problems = list(config._unsupported(values, decoder))
         problems += [
-            f"{key} must be {want!r}, got {got!r} in {file}"
+            f"{key} must be {want!r}, got {preprocessor[key]!r} in {file}"
             for file, preprocessor in _preprocessors(path).items()
-            for key, got, want in _differing(preprocessor, PIXELS)
+            for key, want in PIXELS.items()
+            if preprocessor.get(key) not in (None, want)
         ]
         if problems:
             raise CheckpointError(
@@ -164,18 +166,16 @@ class VisionConfig:
 
     def _unsupported(self, values: Mapping[str, Any], decoder: DecoderConfig) -> Iterator[str]:
         rope = values.get("rope_parameters") or {}
-        # what published files say, and then what they leave to a default
-        fixed = {
-            "hidden_act": (values.get("hidden_act"), "gelu_pytorch_tanh"),
-            "patch_size": (values.get("patch_size"), PATCH),
-            "temporal_patch_size": (values.get("temporal_patch_size"), PAIR),
-            "spatial_merge_size": (values.get("spatial_merge_size"), MERGE),
-            "out_hidden_size": (self.out_hidden_size, decoder.hidden_size),
-            "in_channels": (values.get("in_channels", CHANNELS), CHANNELS),
-            "rope_type": (rope.get("rope_type", "axial"), "axial"),
-            "rope_theta": (rope.get("rope_theta", ROPE_THETA), ROPE_THETA),
-        }
-        for key, (got, want) in fixed.items():
+        for key, got, want in (
+            ("hidden_act", values.get("hidden_act"), "gelu_pytorch_tanh"),
+            ("patch_size", values.get("patch_size"), PATCH),
+            ("temporal_patch_size", values.get("temporal_patch_size"), PAIR),
+            ("spatial_merge_size", values.get("spatial_merge_size"), MERGE),
+            ("out_hidden_size", self.out_hidden_size, decoder.hidden_size),
+            ("in_channels", values.get("in_channels", CHANNELS), CHANNELS),
+            ("rope_type", rope.get("rope_type", "axial"), "axial"),
+            ("rope_theta", rope.get("rope_theta", ROPE_THETA), ROPE_THETA),
+        ):
             if got != want:
                 yield f"{key} must be {want!r}, got {got!r}"
         if self.hidden_size % (4 * self.num_heads):
@@ -198,12 +198,3 @@ def _preprocessors(path: Path) -> dict[str, dict[str, Any]]:
         nested = optional_json(path / name).get(kind)
         settings |= {f"{name}, {kind}": nested} if isinstance(nested, dict) else {}
     return settings
-
-
-def _differing(
-    given: Mapping[str, Any], wanted: Mapping[str, object]
-) -> Iterator[tuple[str, object, object]]:
-    """The keys of ``wanted`` that have another value in ``given``: key, value, wanted value."""
-    for key, want in wanted.items():
-        if given.get(key) not in (None, want):
-            yield key, given[key], want

@@ -2,9 +2,8 @@
 adapter merged into it, in the form that it has.
 
 A classifier holds ``score.weight``, the vector w of `Checkpoint.classifier_vector`, in place of the
-vocabulary's output matrix, and every other tensor as it was, in its stored dtype.  ``score.weight``
-is float32: the difference of two rows of 16 bits needs more bits than they have, and a bit that is
-lost would be lost for every score.
+vocabulary's output matrix, and every other tensor in its stored dtype.  The vector is float32: the
+difference of two rows of 16 bits needs more bits than they have.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from tqdm import tqdm
 from pyrerank.errors import CheckpointError
 from pyrerank.weights.checkpoint import ARCHITECTURES, Checkpoint, open_checkpoint
 from pyrerank.weights.find import INDEX, WHOLE
+from pyrerank.weights.tensors import state
 
 CLASSIFIERS = {family: name for name, (family, one_label) in ARCHITECTURES.items() if one_label}
 SHARD_BYTES = 5 * 10**9
@@ -42,14 +42,12 @@ FILES_OF_EMBEDDERS = (
     "[0-9]*_*/*",
 )  # fmt: skip
 PADDING = "<|endoftext|>"  # as in the published tokenizer_config.json
-
-# Tells a file from a later one at its path: length, time of the last write, and inode.
-State = tuple[int, int, int]
+State = tuple[int, int, int]  # of a file, see `state`
 
 
 def files_beside(source: Path) -> dict[Path, State]:
     """The files of a folder that a conversion reads besides the weights, as they are now."""
-    return {path: _state(path) for path in _matching(source, FILES_BESIDE + FILES_OF_EMBEDDERS)}
+    return {path: state(path) for path in _matching(source, FILES_BESIDE + FILES_OF_EMBEDDERS)}
 
 
 @contextmanager
@@ -62,20 +60,17 @@ def converting(
 ) -> Iterator[tuple[Checkpoint, int]]:
     """Writes a checkpoint to a folder that becomes ``target`` when the block ends.
 
-    The block is where the result is compared with the source.  If it raises, nothing is kept.
+    The block gets what was written, opened, and in how many files its weights are, to compare it
+    with the source.  If it raises, nothing is kept.
 
     Args:
-        base: the source.
-        checkpoint: the source again, or with an adapter merged into it.
-        beside: the `files_beside` of the source, as they were when the conversion began.
+        checkpoint: ``base``, or that with an adapter merged into it.
+        beside: the `files_beside` of ``base``, as they were when the conversion began.
         w: float32 [hidden_size], the vector of a one-label classifier; None leaves the form, and
             the files of sentence-transformers, as they are.
 
-    Yields:
-        What was written, opened, and in how many files its weights are.
-
     Raises:
-        CheckpointError: a file of the source was changed meanwhile.
+        CheckpointError: a file of ``base`` was changed meanwhile.
         OSError: a file could not be written.
     """
     with _appearing(target) as folder:
@@ -88,15 +83,21 @@ def converting(
             copied.parent.mkdir(exist_ok=True)
             shutil.copyfile(file, copied)
         if w is not None:
-            (folder / "config.json").write_text(_json(_config(checkpoint)), "utf-8")
-        _check_same(base, beside)
+            _write_json(folder / "config.json", _config(checkpoint))
+        for tensors in set(base.tensors.values()):
+            tensors.check()
+        for path, before in beside.items():
+            if not path.is_file() or state(path) != before:
+                raise CheckpointError(
+                    f"{path} was replaced while it was converted; nothing was kept: convert it "
+                    "again"
+                )
         yield open_checkpoint(folder), files
 
 
 @contextmanager
 def _appearing(target: Path) -> Iterator[Path]:
-    """A new folder that becomes ``target`` at the end, when all of it is on the disk, or, if
-    anything is raised, is removed."""
+    """A new folder that becomes ``target``, when all of it is on the disk, or else is removed."""
     folder = target.with_name(f".{target.name}.{os.getpid()}")
     folder.mkdir()
     try:
@@ -112,7 +113,6 @@ def _appearing(target: Path) -> Iterator[Path]:
 
 
 def _sync(path: Path) -> None:
-    """Waits until a file, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -123,11 +123,7 @@ def _sync(path: Path) -> None:
 def _write_weights(
     checkpoint: Checkpoint, kept: list[str], added: Mapping[str, torch.Tensor], folder: Path
 ) -> int:
-    """Writes the checkpoint's tensors ``kept``, and those of ``added``.
-
-    Returns:
-        The number of files; where there are several, an index is written as well.
-    """
+    """Writes tensors of the checkpoint and ``added`` ones; returns the number of files."""
     sizes = {name: checkpoint.tensor(name).nbytes for name in kept}
     sizes |= {name: tensor.nbytes for name, tensor in added.items()}
     shards = _shards(sizes)
@@ -135,9 +131,8 @@ def _write_weights(
     for number, names in enumerate(tqdm(shards, unit="file", disable=None, delay=1, leave=False)):
         file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
         file = WHOLE if len(shards) == 1 else file
-        tensors = {
-            name: added[name] if name in added else checkpoint.tensor(name) for name in names
-        }
+        tensors = {name: checkpoint.tensor(name) for name in names if name not in added}
+        tensors |= {name: added[name] for name in names if name in added}
         try:
             save_file(tensors, folder / file, {"format": "pt"})
         except SafetensorError as error:  # how the library tells of a full disk
@@ -145,7 +140,7 @@ def _write_weights(
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
-        (folder / INDEX).write_text(_json(index), "utf-8")
+        _write_json(folder / INDEX, index)
     return len(shards)
 
 
@@ -176,26 +171,10 @@ def _config(checkpoint: Checkpoint) -> dict[str, Any]:
     return config
 
 
-def _json(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, indent=2) + "\n"
+def _write_json(file: Path, value: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
 
 
 def _matching(folder: Path, patterns: tuple[str, ...]) -> set[Path]:
     found = {path for pattern in patterns for path in folder.glob(pattern)}
     return {path for path in found if path.is_file()}
-
-
-def _state(path: Path) -> State:
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns, found.st_ino
-
-
-def _check_same(base: Checkpoint, beside: Mapping[Path, State]) -> None:
-    """Refuses a result that was put together from two checkpoints."""
-    for file in set(base.tensors.values()):
-        file.check()
-    for path, state in beside.items():
-        if not path.is_file() or _state(path) != state:
-            raise CheckpointError(
-                f"{path} was replaced while it was converted; nothing was kept: convert it again"
-            )

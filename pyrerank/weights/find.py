@@ -1,7 +1,6 @@
 """Finding a checkpoint: from a folder or a hub name to the folder, and to its files of weights.
 
 A message about a file that is absent, or of a kind that cannot be read, says what to do about it.
-This module looks into files only to tell what they are instead.
 """
 
 from __future__ import annotations
@@ -11,11 +10,11 @@ import itertools
 import json
 import os
 import re
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pyrerank.checks import warn
 from pyrerank.errors import CheckpointError
 
 DEMO = Path(__file__).parents[1] / "demo/model"
@@ -42,12 +41,12 @@ OTHERS |= {f"*.{kind}": OTHERS["*.bin"] for kind in ("pt", "pth", "ckpt")}
 def find_folder(model: str | os.PathLike[str]) -> Path:
     """The folder of a model: itself, or where a cache has the hub name.
 
-    A name may have several copies.  The first is taken that has all files: the snapshot that
-    ``main`` names in the cache of huggingface_hub, then the copy in ModelScope's, and then, with a
-    warning, other snapshots in the former, the newest first.
+    Of several copies the first is taken that has all files: the snapshot that ``main`` names in the
+    cache of huggingface_hub, then the copy in ModelScope's, and then, with a warning, other
+    snapshots in the former, the newest first.
 
     Raises:
-        CheckpointError: there is none.  The message says what each copy lacks, and how to get one.
+        CheckpointError: there is none.
         TypeError: ``model`` is neither a text nor a path.
     """
     if not isinstance(model, (str, os.PathLike)):
@@ -74,42 +73,32 @@ def find_folder(model: str | os.PathLike[str]) -> Path:
             f"'Qwen/Qwen3-Reranker-0.6B'{_nearest_folder(path)}"
         ) from None
     main, others = _snapshots(repo)
-    copies = [*main, *_of_modelscope(repo)]
-    for folder in copies + others:
+    copies = [*main, *_of_modelscope(repo), *others]
+    for folder in copies:
         if not lacks(folder):
             if folder in others:
-                warnings.warn(
+                warn(
                     f"model {name!r}: the snapshot that refs/main names is not complete in this "
                     f"machine's cache, so another one is taken: {folder}",
                     UserWarning,
-                    stacklevel=2,
                 )
             return folder
-    get = (
-        f"pyrerank downloads nothing by itself: run `hf download {repo}` or `modelscope download "
-        f"--model {repo}`, or give a folder that holds the model's files"
-    )
-    if copies or others:
-        lacking = [f"{folder} lacks {', '.join(lacks(folder))}" for folder in copies + others]
-        raise CheckpointError(
-            f"model {name!r} is not complete in any cache: {'; '.join(lacking)}. {get}"
-        )
+    lacking = [f"{folder} lacks {', '.join(lacks(folder))}" for folder in copies]
+    where = f"not complete in any cache: {'; '.join(lacking)}"
+    if not copies:
+        where = "neither a folder nor in the caches of huggingface_hub and ModelScope"
+        where += _close_names(repo)
     raise CheckpointError(
-        f"model {name!r} is neither a folder nor in the caches of huggingface_hub and ModelScope"
-        f"{_close_names(repo)}. {get}"
+        f"model {name!r} is {where}. pyrerank downloads nothing by itself: run `hf download "
+        f"{repo}` or `modelscope download --model {repo}`, or give a folder that holds the model's "
+        "files"
     )
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a checkpoint's weights, chosen as transformers chooses them.
-
-    ``model.safetensors`` is taken alone; without it, the files that an index names; without an
-    index, numbered files.
-
-    Raises:
-        CheckpointError: one of several files is absent; or there is none, and the message says what
-            there is instead.
-    """
+    """The files of weights, chosen as transformers does: ``model.safetensors`` alone; without it,
+    the files that an index names; without an index, numbered files.  Raises `CheckpointError` if
+    one of several files is absent, or there is none."""
     names, by = _names_of_weights(folder)
     if not names:
         raise CheckpointError(
@@ -121,8 +110,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _names_of_weights(folder: Path) -> tuple[set[str], str]:
-    """The names of the files, whether they are there or not; and what says that they belong
-    together."""
+    """The names of `weight_files`, which may be absent; and what says that they belong together."""
     if (folder / WHOLE).is_file():
         return {WHOLE}, WHOLE
     if (folder / INDEX).is_file():
@@ -146,8 +134,8 @@ def weight_map(folder: Path) -> dict[str, str]:
 
 def lacks(folder: Path) -> list[str]:
     """The names of a checkpoint's files that are not in ``folder``."""
-    names, _ = _names_of_weights(folder)
-    wanted = (*NEEDED, *sorted(names or {"model*.safetensors"}))
+    names = _names_of_weights(folder)[0] or {"model*.safetensors"}
+    wanted = (*NEEDED, *sorted(names))
     return [name for name in wanted if not (folder / name).is_file()]
 
 
@@ -218,18 +206,14 @@ def refuse_pointer(file: Path) -> None:
 
 
 def _snapshots(repo: str) -> tuple[list[Path], list[Path]]:
-    """The snapshot of ``main`` in huggingface_hub's cache, if it is there; and all others.
-
-    ``snapshot_download`` does not do: since 1.22 it keeps a listing of the repository, and refuses
-    a snapshot from which something was left out on purpose.
-    """
+    """The snapshot of ``main`` in huggingface_hub's cache, if it is there; and all others."""
+    # snapshot_download refuses a snapshot from which something was left out on purpose
     folder = _hub_cache() / f"models--{repo.replace('/', '--')}"
     ref = folder / "refs/main"
     main = folder / "snapshots" / ref.read_text().strip() if ref.is_file() else None
     found = [path for path in folder.glob("snapshots/*") if path.is_dir()]
-    others = [path for path in found if path != main]
-    others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    return [main] if main in found else [], others
+    found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    return [path for path in found if path == main], [path for path in found if path != main]
 
 
 def _hub_cache() -> Path:

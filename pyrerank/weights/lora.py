@@ -1,8 +1,8 @@
 """LoRA adapters in PEFT's format, which are merged into a checkpoint's tensors as these are read.
 
-An adapter may hold factors, whose product is added to the weight of a linear layer, W + scale *
-B A, and whole tensors that were trained beside them (``modules_to_save``).  Anything else that it
-asks for is refused by its name.
+An adapter may hold factors of what is added to the weight of a linear layer, W + scale * B A, and
+whole tensors that were trained beside them (``modules_to_save``).  Anything else that it asks for
+is refused by its name.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pyrerank.errors import CheckpointError
 from pyrerank.weights.checkpoint import VISION, Checkpoint
 from pyrerank.weights.find import read_json
 from pyrerank.weights.modules import Modules
-from pyrerank.weights.tensors import TensorFile, listed
+from pyrerank.weights.tensors import TensorFile, refuse
 
 PREFIX = "base_model.model."  # begins every name, because PEFT wraps the model
 # A layer's name begins so in the model with a head, in that without, and in sentence-transformers.
@@ -61,15 +61,10 @@ class Update:
 
 @dataclass(frozen=True)
 class MergedCheckpoint(Checkpoint):
-    """A checkpoint whose tensors are read as if an adapter had been merged into its files.
+    """A checkpoint whose tensors are read as if an adapter had been merged into its files."""
 
-    Attributes:
-        updates: what is added to a tensor, by the tensor's name.
-        replaced: what is in place of a tensor, by the tensor's name.
-    """
-
-    updates: Mapping[str, Update]
-    replaced: Mapping[str, torch.Tensor]
+    updates: Mapping[str, Update]  # what is added to a tensor, by the tensor's name
+    replaced: Mapping[str, torch.Tensor]  # what is in place of a tensor, by the tensor's name
 
     def tensor(self, name: str) -> torch.Tensor:
         """The merged tensor, which is summed in float32 and rounded once, to the stored dtype."""
@@ -105,16 +100,10 @@ class MergedCheckpoint(Checkpoint):
 
 
 def merge(base: Checkpoint, adapter: str | os.PathLike[str]) -> MergedCheckpoint:
-    """``base`` with the adapter in the folder ``adapter`` merged into it.
+    """``base`` with an adapter merged into it, whose folder PEFT's ``save_pretrained`` wrote.
 
-    Args:
-        base: the checkpoint that the adapter was trained on.
-        adapter: a folder with ``adapter_config.json`` and ``adapter_model.safetensors``, as PEFT's
-            ``save_pretrained`` writes it.
-
-    Raises:
-        CheckpointError: a file is absent or damaged, the adapter asks for more than a sum, or it
-            does not fit ``base``.
+    `CheckpointError` is raised if a file is absent or damaged, or the adapter asks for more than a
+    sum, or does not fit ``base``.
     """
     folder = Path(adapter).expanduser()
     for name in ("adapter_config.json", "adapter_model.safetensors"):
@@ -124,8 +113,10 @@ def merge(base: Checkpoint, adapter: str | os.PathLike[str]) -> MergedCheckpoint
                 "safetensors"
             )
     config = read_json(folder / "adapter_config.json")
-    _refuse(folder, "adapter_config.json sets", _unmergeable(config))
-    _refuse(folder, f"its modules.json asks for other than {base.path}:", _modules(base, folder))
+    cannot = f"{folder} cannot be merged exactly:"
+    refuse(f"{cannot} adapter_config.json sets", _unmergeable(config))
+    others = _modules(base, folder)
+    refuse(f"{cannot} its modules.json asks for other than {base.path}:", others)
     file = TensorFile(folder / "adapter_model.safetensors")
     tensors = {name: file.tensor(name).clone() for name in file.shapes}
     file.check()
@@ -144,8 +135,8 @@ def merge(base: Checkpoint, adapter: str | os.PathLike[str]) -> MergedCheckpoint
             if ".base_layer." in module:
                 _check_base_layer(base, name, tensor)
             elif not kind:
-                _check_saved(module, config)
-                replaced[name] = _replacement(base, name, tensor)
+                _check_saved(base, name, module, tensor, config)
+                replaced[name] = tensor
             elif kind == "A.weight":
                 scale = _scale(module, len(tensor), config)
                 updates[f"{name}.weight"] = _update(base, name, tensor, tensors[other], scale)
@@ -153,7 +144,7 @@ def merge(base: Checkpoint, adapter: str | os.PathLike[str]) -> MergedCheckpoint
                 raise ValueError("holds a NaN or an infinity")
         except ValueError as error:
             problems.append(f"{key} {error}")
-    _refuse(folder, f"adapter_model.safetensors does not fit {base.path}:", problems)
+    refuse(f"{cannot} adapter_model.safetensors does not fit {base.path}:", problems)
     if not updates:
         raise CheckpointError(f"{folder}: adapter_model.safetensors holds no LoRA weights")
     return MergedCheckpoint(**vars(base), updates=updates, replaced=replaced)
@@ -171,10 +162,8 @@ def _unmergeable(config: Mapping[str, Any]) -> list[str]:
 
 
 def _modules(base: Checkpoint, folder: Path) -> list[str]:
-    """The differences between what ``base`` asks for and what the adapter's folder does.
-
-    sentence-transformers writes an adapter with all of its own files.
-    """
+    """The differences between ``base`` and the files that sentence-transformers writes beside an
+    adapter."""
     if not (folder / "modules.json").is_file():
         return []
 
@@ -207,7 +196,7 @@ def _of_base(base: Checkpoint, module: str) -> str:
 
 
 def _scale(module: str, rank: int, config: Mapping[str, Any]) -> float:
-    """The scale of a module's update.  PEFT looks it up by the module's name in the adapter."""
+    """The scale of a module's update, which PEFT looks up by the module's name in the adapter."""
     said = _of_module(config.get("rank_pattern"), module, config["r"])
     alpha: float = _of_module(config.get("alpha_pattern"), module, config["lora_alpha"])
     if rank != said:
@@ -222,22 +211,19 @@ def _update(base: Checkpoint, name: str, a: torch.Tensor, b: torch.Tensor, scale
     return Update(a, b, scale)
 
 
-def _check_saved(name: str, config: Mapping[str, Any]) -> None:
-    module = name.rpartition(".")[0]
-    if not module.endswith(tuple(config.get("modules_to_save") or ())):  # as PEFT chooses them
+def _check_saved(
+    base: Checkpoint, name: str, module: str, tensor: torch.Tensor, config: Mapping[str, Any]
+) -> None:
+    saved = tuple(config.get("modules_to_save") or ())
+    if not module.rpartition(".")[0].endswith(saved):  # as PEFT chooses them
         raise ValueError("belongs to no module of modules_to_save")
-
-
-def _replacement(base: Checkpoint, name: str, tensor: torch.Tensor) -> torch.Tensor:
     shape = _shape(base, name, trained_whole=True)
     if tensor.shape != shape:
         raise ValueError(f"is {tuple(tensor.shape)}, not {shape}")
-    return tensor
 
 
 def _check_base_layer(base: Checkpoint, name: str, tensor: torch.Tensor) -> None:
-    """Raises ValueError for a layer's own weight, which PEFT may save beside its factors, if it is
-    not that of ``base``."""
+    """Checks a layer's own weight, which PEFT may save beside its factors."""
     stored = name.replace(".base_layer.", ".")
     if stored == "lm_head.weight" and base.tied and stored not in base.tensors:
         stored = next(key for key in base.tensors if key.endswith("embed_tokens.weight"))
@@ -266,8 +252,3 @@ def _of_module(patterns: Mapping[str, Any] | None, module: str, default: Any) ->
         if re.fullmatch(rf"(.*\.)?({pattern})", module):
             return value
     return default
-
-
-def _refuse(folder: Path, what: str, problems: list[str]) -> None:
-    if problems:
-        raise CheckpointError(f"{folder} cannot be merged exactly: {what} {listed(problems)}")

@@ -1,9 +1,8 @@
 """Modules: what a checkpoint's folder says of prompts, pooling, layers after it, and limits.
 
-sentence-transformers writes it to ``modules.json``, the configuration of each module that is listed
-there, ``config_sentence_transformers.json`` and ``sentence_bert_config.json``; some of it is in
-``tokenizer_config.json``.  A setting that changes a result is followed, or refused by its name.  A
-folder without ``modules.json`` is run as the scripts published with the models run it.
+sentence-transformers writes it to ``modules.json`` and to files that belong to that.  A setting
+that changes a result is followed, or refused by its name.  A folder without ``modules.json`` is run
+as the scripts published with the models run it.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from typing import Any
 
 from pyrerank.errors import CheckpointError
 from pyrerank.weights.chat import Chat
+from pyrerank.weights.config import check_setting
 from pyrerank.weights.find import optional_json, parse_json
 
 # pooling_mode of sentence-transformers -> mode of fused_pool
@@ -43,6 +43,7 @@ CALLS: dict[str, tuple[object, ...]] = {
     "continue_final_message": (None, False),
     "padding": (None, True, False),
 }
+CUTS = "; pyrerank cuts texts at their end"
 # values that ask for nothing
 OFF: tuple[object, ...] = (None, False, "", [], {})
 # these say how to load weights, which pyrerank does in its own way
@@ -57,55 +58,35 @@ SIZES |= {"num_frames", "do_sample_frames", "do_resize", "return_metadata"}
 class Dense:
     """A layer after pooling: activation(x W^T + b), and x or its projection added to that.
 
-    Attributes:
-        file: safetensors with ``linear.weight`` [out, in] and, if any, ``linear.bias`` [out] and
-            ``residual.weight`` [out, in].
-        activation: name of a class in torch.nn, of `ACTIVATIONS`.
-        inputs, outputs: sizes.
-        bias: whether there is one.
-        residual: whether x is added.
+    The file is of safetensors, with ``linear.weight`` [outputs, inputs] and, if any,
+    ``linear.bias`` [outputs] and ``residual.weight`` [outputs, inputs].
     """
 
     file: Path
-    activation: str
+    activation: str  # one of ACTIVATIONS
     inputs: int
     outputs: int
     bias: bool
-    residual: bool
+    residual: bool  # whether x is added
 
 
 @dataclass(frozen=True)
 class Modules:
-    """What a folder asks for.  The defaults are the scripts published with the models.
+    """What a folder asks for.  The defaults are the scripts published with the models."""
 
-    Attributes:
-        listed: whether there is a ``modules.json``.
-        task: the only thing the folder is for, "embed" or "score"; None where it does not say.
-        pooling: mode of `fused_pool`.
-        steps: what follows pooling, in order: layers, and None for scaling to length 1.
-        dim: how many numbers of a vector are kept after all steps; None keeps all.
-        answers: ids of the two tokens whose logits a reranker compares, or of one alone; None
-            takes "yes" and "no".
-        prompts: texts before an input, by name.
-        default_prompt: the prompt of calls that name none and give no instruction; None: none.
-        max_tokens: most tokens of a prompt; None takes the published script's limit.
-        most_tokens: the published script's limit is lowered to this; None leaves it.
-        lower_case: whether all text is lowercased.
-        chat: the chat template that words prompts; None takes the published wording.
-    """
-
-    listed: bool = False
-    task: str | None = None
-    pooling: str = "last"
-    steps: tuple[Dense | None, ...] = (None,)
-    dim: int | None = None
+    listed: bool = False  # whether there is a modules.json
+    task: str | None = None  # "embed" or "score", if the folder says that it is for this alone
+    pooling: str = "last"  # mode of fused_pool
+    steps: tuple[Dense | None, ...] = (None,)  # after pooling; None scales to length 1
+    dim: int | None = None  # how many numbers of a vector are kept after all steps; None keeps all
+    # ids of the two tokens whose logits a reranker compares, or of one alone; None: "yes" and "no"
     answers: tuple[int, int | None] | None = None
-    prompts: Mapping[str, str] = field(default_factory=dict)
-    default_prompt: str | None = None
-    max_tokens: int | None = None
-    most_tokens: int | None = None
-    lower_case: bool = False
-    chat: Chat | None = None
+    prompts: Mapping[str, str] = field(default_factory=dict)  # texts before an input, by name
+    default_prompt: str | None = None  # of calls that name none and give no instruction
+    max_tokens: int | None = None  # most tokens of a prompt, in place of the published limit
+    most_tokens: int | None = None  # the published limit is lowered to this
+    lower_case: bool = False  # whether all text is lowercased
+    chat: Chat | None = None  # words prompts; None takes the published wording
 
     def limit(self, published: int) -> int:
         """Most tokens of a prompt, if the published script has ``published``."""
@@ -115,17 +96,12 @@ class Modules:
 
     @property
     def normalizes(self) -> bool:
-        """Whether vectors come out with length 1."""
         return self.steps[-1:] == (None,)
 
     @classmethod
     def read(cls, path: Path) -> Modules:
-        """Reads the folder ``path``.
-
-        Raises:
-            CheckpointError: a file, which the message names, is damaged, or asks for what pyrerank
-                does not do.
-        """
+        """Reads a folder; raises `CheckpointError` if a file is damaged, or asks for what pyrerank
+        does not do."""
         file = path / "modules.json"
         if not file.is_file():
             if (path / "1_Pooling").exists() or (path / "1_LogitScore").exists():
@@ -183,13 +159,13 @@ def _read(path: Path, entries: list[Any]) -> Modules:
             f"{path}: modules.json does not begin with a Transformer in the folder itself; give "
             "the folder that holds config.json and the weights"
         )
-    overall = optional_json(path / "config_sentence_transformers.json")
-    model = overall.get("model_type") or "SentenceTransformer"
     modules = _transformer(path, Modules(listed=True, steps=()))
     for kind, folder in kinds[1:]:
         modules = _module(modules, kind, folder)
     if modules.task is None:  # a transformer alone: its classifier gives the score
         modules = replace(modules, task="score")
+    overall = optional_json(path / "config_sentence_transformers.json")
+    model = overall.get("model_type") or "SentenceTransformer"
     if model != ("SentenceTransformer" if modules.task == "embed" else "CrossEncoder"):
         raise CheckpointError(
             f"{path}: config_sentence_transformers.json says that this is a {model}, and "
@@ -223,10 +199,9 @@ def _overall(path: Path, modules: Modules, overall: Mapping[str, Any]) -> Module
 
 
 def _transformer(path: Path, modules: Modules) -> Modules:
-    """Adds what ``sentence_bert_config.json`` and ``tokenizer_config.json`` say of limits, and of
-    how text becomes tokens."""
-    known = [path / name for name in TRANSFORMER]
-    file = next((file for file in known if file.is_file()), known[0])
+    """Adds what the module's and the tokenizer's files say of limits and of texts."""
+    files = [path / name for name in TRANSFORMER]
+    file = next((file for file in files if file.is_file()), files[0])
     config = optional_json(file)
     read = {"max_seq_length", "do_lower_case", "modality_config", "processing_kwargs"}
     read |= {"transformer_task", "module_output_name", "unpad_inputs", "backend"}
@@ -251,17 +226,15 @@ def _transformer(path: Path, modules: Modules) -> Modules:
     chosen = [(config.get(f"{kind}_{end}") or {}).get("model_max_length")
               for kind in ("processor", "tokenizer") for end in ("kwargs", "args")]  # fmt: skip
     chosen = [text.get("max_length"), *chosen, config.get("max_seq_length")]
-    tokenizer = optional_json(path / "tokenizer_config.json")
-    if tokenizer.get("truncation_side", "right") not in ("right", None):
-        raise CheckpointError(
-            f"{path / 'tokenizer_config.json'} sets truncation_side to "
-            f"{tokenizer['truncation_side']!r}; pyrerank cuts texts at their end"
-        )
+    file = path / "tokenizer_config.json"
+    tokenizer = optional_json(file)
+    side = tokenizer.get("truncation_side")
+    check_setting(file, "truncation_side", side, ("right", None), CUTS)
     most = tokenizer.get("model_max_length")
     chat = None
     if "message" in modalities:
-        variables = dict(calls.get("chat_template") or {})
-        chat = Chat.of_folder(path, tokenizer, variables, modalities["message"].get("format"))
+        rendering = calls.get("chat_template") or {}
+        chat = Chat.of_folder(path, tokenizer, rendering, modalities["message"].get("format"))
     return replace(
         modules,
         max_tokens=next((int(limit) for limit in chosen if limit is not None), None),
@@ -276,24 +249,17 @@ def _check_calls(file: Path, calls: Mapping[str, Any], text: Mapping[str, Any]) 
     _only(file, calls, {"chat_template", "text", "image", "video", "common"}, "processing_kwargs.")
     _only(file, text, {"padding", "padding_side", "truncation", "max_length", "return_tensors",
                        "logits_to_keep"}, "processing_kwargs.text.")  # fmt: skip
-    if text.get("truncation", True) not in (True, None, "longest_first", "only_first"):
-        raise CheckpointError(
-            f"{file} sets processing_kwargs.text.truncation to {text['truncation']!r}; pyrerank "
-            "cuts texts at their end"
-        )
+    known = (True, None, "longest_first", "only_first")
+    check_setting(file, "processing_kwargs.text.truncation", text.get("truncation"), known, CUTS)
     rendering = calls.get("chat_template") or {}
     for key in sorted(CALLS.keys() & rendering.keys()):
-        if rendering[key] not in CALLS[key]:
-            raise CheckpointError(
-                f"{file} sets processing_kwargs.chat_template.{key} to {rendering[key]!r}, which "
-                "pyrerank does not follow"
-            )
+        where = f"processing_kwargs.chat_template.{key}"
+        check_setting(file, where, rendering[key], CALLS[key])
     for kind in ("image", "video"):
         _only(file, calls.get(kind) or {}, SIZES, f"processing_kwargs.{kind}.")
 
 
 def _module(modules: Modules, kind: str, folder: Path) -> Modules:
-    """Adds a module, whose files are in ``folder``."""
     file = folder / "config.json"
     if kind in ("Pooling", "Dense", "LogitScore") and not file.is_file():
         raise CheckpointError(
@@ -313,10 +279,9 @@ def _module(modules: Modules, kind: str, folder: Path) -> Modules:
             raise CheckpointError(f"{file}: true_token_id and false_token_id must be token ids")
         return replace(modules, task="score", answers=(answers[0], answers[1]))
     if kind in ("Normalize", "Dense") and pooled:
+        known, only = (None, "sentence_embedding"), "; pyrerank supports only 'sentence_embedding'"
         for key in ("module_input_name", "module_output_name"):
-            if config.get(key) not in (None, "sentence_embedding"):
-                raise CheckpointError(f"{file} sets {key} to {config[key]!r}; pyrerank supports "
-                                      "only 'sentence_embedding'")  # fmt: skip
+            check_setting(file, key, config.get(key), known, only)
         step = None if kind == "Normalize" else _dense(file, config)
         return replace(modules, steps=(*modules.steps, step))
     raise CheckpointError(
@@ -375,11 +340,9 @@ def _torch_class(file: Path, key: str, name: str, known: tuple[str, ...]) -> str
 def _only(file: Path, config: Mapping[str, Any], read: set[str], where: str = "") -> None:
     """Refuses keys that are set and not in ``read``.
 
-    ``where`` stands before the names of keys that are arguments.  Of these False is refused, too:
-    it may not be the default.
+    ``where`` stands before the names of arguments, of which False is refused, too: it may not be
+    the default.
     """
     for key in sorted(config.keys() - read):
-        if config[key] not in OFF or (where and config[key] is False):
-            raise CheckpointError(
-                f"{file} sets {where}{key} to {config[key]!r}, which pyrerank does not follow"
-            )
+        off = () if where and config[key] is False else OFF
+        check_setting(file, f"{where}{key}", config[key], off)

@@ -1,6 +1,6 @@
 """Tensors are read from safetensors files, and used where they lie, as views of the mapped file.
 
-A file that changes while it is used is an error.  This module does not know what tensors are for.
+A file that changes while it is used is an error.
 """
 
 from __future__ import annotations
@@ -33,12 +33,8 @@ QUANTISED = {
 class TensorFile:
     """A safetensors file, held open, so that it stays the same when another one takes its name.
 
-    Attributes:
-        path: its name when it was opened.
-        shapes: the shapes of its tensors, by name.
-        dtypes: their dtypes, by name, in the words of safetensors: "BF16".
-
-    Raises: `CheckpointError` if it cannot be read.
+    ``shapes`` and ``dtypes``, in the words of safetensors ("BF16"), are those of its tensors, by
+    name.  `CheckpointError` is raised if the file cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,7 +45,7 @@ class TensorFile:
             weakref.finalize(self, os.close, self._descriptor)
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from error
-        self._first = self._stat()
+        self._first = state(self._descriptor)
         with self.open() as handle:
             slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
             self.shapes = {name: tuple(each.get_shape()) for name, each in slices.items()}
@@ -67,36 +63,31 @@ class TensorFile:
             ) from error
 
     def tensor(self, name: str) -> torch.Tensor:
-        """A tensor, as a view of the file.  The file is mapped anew for it: once the view is freed,
-        the memory of what was read through it is free, too."""
+        """A view of the file, which is mapped anew for it: the memory of what was read through the
+        view is free once the view is."""
         with self.open() as handle:
             tensor: torch.Tensor = handle.get_tensor(name)
             return tensor
 
     def check(self) -> None:
         """Raises `CheckpointChanged` if the file was written to since it was opened."""
-        if self._stat() != self._first:
+        if state(self._descriptor) != self._first:
             raise CheckpointChanged(
                 f"{self.path} was overwritten while it was in use, and the weights in memory are "
                 "views of that file; load the engine again. Write a new checkpoint beside the old "
                 "one and rename it into place: running engines then keep the file that they have"
             )
 
-    def _stat(self) -> tuple[int, int]:
-        """The length in bytes of the file that is open, and when it was last written to."""
-        found = os.fstat(self._descriptor)
-        return found.st_size, found.st_mtime_ns
+
+def state(file: Path | int) -> tuple[int, int, int]:
+    """Tells a file from a later one at its path: length, time of the last write, and inode."""
+    found = os.stat(file)
+    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 def open_weights(folder: Path, config: Mapping[str, Any]) -> dict[str, TensorFile]:
-    """Opens the files of a folder, see `weight_files`: a tensor's name -> the file that holds it.
-
-    Args:
-        config: what the folder's ``config.json`` says.
-
-    Raises:
-        CheckpointError: files are absent, damaged, contradict each other, or are quantised.
-    """
+    """Opens the `weight_files` of a folder: a tensor's name -> the file that holds it.  Raises
+    `CheckpointError` if files are absent, damaged, contradict each other, or are quantised."""
     tensors: dict[str, TensorFile] = {}
     problems = []
     files = {path.name: TensorFile(path) for path in weight_files(folder)}
@@ -109,11 +100,8 @@ def open_weights(folder: Path, config: Mapping[str, Any]) -> dict[str, TensorFil
         for name, its in weight_map(folder).items():
             if name not in files[its].shapes:
                 problems.append(f"{its} lacks {name}, which {INDEX} says it holds")
-    if problems:
-        raise CheckpointError(
-            f"{folder}: the files of weights contradict each other: {listed(problems)}; download "
-            "them again"
-        )
+    what = f"{folder}: the files of weights contradict each other:"
+    refuse(what, problems, "; download them again")
     if not tensors:
         raise CheckpointError(f"{folder} holds no weights: its files of weights have no tensors")
     _refuse_quantised(folder, config, tensors)
@@ -138,7 +126,8 @@ def _refuse_quantised(
     )
 
 
-def listed(problems: Sequence[str]) -> str:
-    """The first eight problems, and how many there are beside them."""
-    more = f" (and {len(problems) - 8} more)" if len(problems) > 8 else ""
-    return "; ".join(problems[:8]) + more
+def refuse(what: str, problems: Sequence[str], remedy: str = "") -> None:
+    """Raises `CheckpointError` if there are problems; its message has the first eight of them."""
+    if problems:
+        more = f" (and {len(problems) - 8} more)" if len(problems) > 8 else ""
+        raise CheckpointError(f"{what} {'; '.join(problems[:8])}{more}{remedy}")
