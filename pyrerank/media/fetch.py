@@ -209,6 +209,6 @@ def _is_public(address: str) -> bool:
 
 
 def _shut(connected: socket.socket) -> None:
-    """Ends a connection that another thread reads, where `ssl.SSLSocket.shutdown` may not."""
+    """Ends a connection that another thread reads, as `ssl.SSLSocket.shutdown` must not."""
     with suppress(OSError):  # it had ended by itself
         socket.socket.shutdown(connected, socket.SHUT_RDWR)

@@ -43,7 +43,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def content_of(item: dict[str, Any], *heeded: str) -> dict[str, Any]:
-    """The ``text``, ``image`` and ``video`` of an object, of which ``heeded`` are read, too.
+    """The ``text``, ``image`` and ``video`` of an object whose fields ``heeded`` are read, too.
 
     Raises:
         ValueError: the object has none of the three; or another field seems to be meant for them,

@@ -206,7 +206,7 @@ class PairEncoder(Encoder[Pair]):
         max_tokens: int | None = None,
         instruction: str | None = None,
     ) -> Self:
-        """As `Encoder.of`, but for checkpoints that embed; ``instruction`` is the default."""
+        """As `Encoder.of`; it refuses a checkpoint that embeds, and sets `default`."""
         if checkpoint.modules.task == "embed":
             raise CheckpointError(
                 f"{checkpoint.path} is published for embedding: use Embedder, or pyrerank embed"

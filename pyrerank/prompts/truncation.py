@@ -18,7 +18,7 @@ LEAST_CONTENT = 16
 
 
 def check_room(name: str, wording: Wording, fixed: int, limit: int) -> None:
-    """Raises ValueError if ``fixed`` tokens, which are no content's, fill ``limit`` tokens."""
+    """Raises ValueError if ``fixed`` tokens that are no content's leave no room in ``limit``."""
     has_text = any(end > start for _, start, end in wording.own)
     over = fixed + has_text * LEAST_CONTENT - limit
     if over > 0 and not all(isinstance(token, str) for token in wording.between):
