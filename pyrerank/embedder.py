@@ -43,13 +43,8 @@ class Embedding:
 class EmbeddingTask:
     """The `Task` of an embedder, which makes vectors of inputs.
 
-    Attributes:
-        checkpoint: has what the folder says of pooling and of what follows it.
-        size: how many numbers the head gives for an input.
-        dim: how many of them a vector has, in calls that do not say.
-        normalize: whether vectors have length 1, in calls that do not say.
-        cuts_last: whether vectors are scaled to length 1 before they are cut and not afterwards, in
-            calls that do not say.
+    The head gives ``size`` numbers for an input.  The last three are for calls that do not say: how
+    many numbers a vector has, whether it has length 1, and whether it is scaled before it is cut.
     """
 
     checkpoint: Checkpoint
@@ -72,12 +67,7 @@ class EmbeddingTask:
         dim: int | None = None,
         normalize: bool | None = None,
     ) -> Embedding:
-        """Makes the vector of an input, as `Task.result`; ``dim`` and ``normalize`` are as for
-        `Embedder.embed`.
-
-        Raises:
-            NonFiniteScore: the vector has length 0.
-        """
+        """Makes the vector of an input; raises `NonFiniteScore` if its length is 0."""
         whole = row.double().numpy()
         vector = whole[: self.dim if dim is None else dim]
         length = np.linalg.norm(vector)
@@ -105,12 +95,8 @@ class Embedder(Engine):
             numbers alone are an embedding too (Matryoshka).
         normalize: whether vectors have length 1, after truncation to ``dim``; None does as the
             folder says, which for the published models is True.
-        max_tokens, device, dtype, token_budget, graph, vision_cache: as for `Reranker`.
 
-    Attributes:
-        core: as for `Reranker`.
-
-    Raises: as `Reranker`.
+    All else, and errors, are as for `Reranker`.
     """
 
     core: Core[InputEncoder, EmbeddingTask]
@@ -143,27 +129,20 @@ class Embedder(Engine):
         cuts_last = modules.normalizes and bool(modules.dim) and dim is normalize is None
         dim = _checked_dim(dim, size) or min(modules.dim or size, size)
         normalize = modules.normalizes if normalize is None else check_flag("normalize", normalize)
+        encoder = InputEncoder.of(checkpoint, max_tokens)
+        task = EmbeddingTask(checkpoint, size, dim, normalize, cuts_last)
         super().__init__(
-            Core(
-                checkpoint,
-                InputEncoder.of(checkpoint, max_tokens),
-                EmbeddingTask(checkpoint, size, dim, normalize, cuts_last),
-                device=device,
-                dtype=dtype,
-                token_budget=token_budget,
-                graph=graph,
-                vision_cache=vision_cache,
-            )
+            Core(checkpoint, encoder, task, device, dtype, token_budget, graph, vision_cache)
         )
 
     @property
     def dim(self) -> int:
-        """How many numbers a vector has, in calls that do not say."""
+        """How many numbers a vector has, unless a call says."""
         return self.core.task.dim
 
     @property
     def normalize(self) -> bool:
-        """Whether vectors have length 1, in calls that do not say."""
+        """Whether vectors have length 1, unless a call says."""
         return self.core.task.normalize
 
     def embed(
@@ -186,12 +165,10 @@ class Embedder(Engine):
                 with.  If the folder has a default prompt, None takes that.
             prompt_name: one of the folder's prompts, such as "query", in place of an instruction.
             dim, normalize: as for `Embedder`, in this call; None takes the engine's.
-            media, progress: as in `Reranker.score`.
 
-        Returns:
-            float32 [inputs, dim].
+        Returns: float32 [inputs, dim].
 
-        Warns, raises: as `Reranker.score`; a vector of length 0 raises NonFiniteScore, too.
+        All else is as in `Reranker.score`; a vector of length 0 raises NonFiniteScore, too.
         """
         results = self.details(
             inputs,
@@ -216,8 +193,7 @@ class Embedder(Engine):
         media: Media | None = None,
         progress: bool | None = None,
     ) -> list[Embedding]:
-        """As `embed`, but returns the token counts of each input as well, and warns of no cuts,
-        because ``truncated`` tells them."""
+        """As `embed`, but returns token counts as well, and warns of no cuts."""
         encoder, task = self.core.encoder, self.core.task
         if normalize is not None:
             check_flag("normalize", normalize)
@@ -263,10 +239,8 @@ def embed(
 
 
 def numbers(vector: np.ndarray) -> list[float]:
-    """The numbers of a float32 vector, with the fewest digits that tell each from its neighbours.
-
-    JSON then says 0.1, and not 0.10000000149011612.
-    """
+    """The numbers of a float32 vector, with the fewest digits that tell each from its neighbours:
+    0.1, and not 0.10000000149011612."""
     return [float(digits) for digits in vector.astype(str)]
 
 

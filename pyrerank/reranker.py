@@ -55,12 +55,7 @@ class Ranked:
 
 @dataclass(frozen=True)
 class ScoringTask:
-    """The `Task` of a reranker, which scores pairs.
-
-    Attributes:
-        w: the classifier vector, float32 [hidden_size], on the host.
-        bias: what is added to its product with a hidden state.
-    """
+    """The `Task` of a reranker, which scores pairs; see `ScoreHead`."""
 
     w: torch.Tensor
     bias: float
@@ -80,10 +75,9 @@ class Reranker(Engine):
 
     Args:
         model: folder or hub name of a Qwen3-Reranker, a Qwen3-VL-Reranker, or a one-label
-            sequence-classification checkpoint made from one; see `open_checkpoint`, whose result
-            will do as well.
+            sequence-classification checkpoint made from one; or what `open_checkpoint` returns.
         device: ``"cpu"``, ``"npu"``, ``"npu:1"``, ``"cuda"`` or ``"cuda:1"``; None takes an NPU
-            where there is one, else a CUDA device, else the CPU.  An engine runs on one device.
+            where there is one, else a CUDA device, else the CPU.
         dtype: ``"float32"`` or ``"bfloat16"`` for weights and activations; None takes bfloat16,
             except on a CPU that does not multiply it natively.  Scores are float32 from the last
             hidden state on in either case.
@@ -93,15 +87,11 @@ class Reranker(Engine):
             ``max_position_embeddings``; documents, then queries, lose what is over it at their
             ends.  None takes the limit the model was published with.
         token_budget: most tokens in one forward pass, which bounds the memory of activations; a
-            single longer prompt still runs, alone.  None takes 8192, and 1024 on a CPU, which
-            gains nothing from more.
-        graph: whether passes are captured as graphs and replayed, see `pyrerank.engine.graphs`;
-            None does so on an NPU.  A prompt longer than ``token_budget`` runs eagerly.
+            single longer prompt still runs, alone.  None takes 8192, and 1024 on a CPU.
+        graph: whether passes are captured as graphs and replayed; None does so on an NPU.  A prompt
+            longer than ``token_budget`` runs eagerly.
         vision_cache: bytes of device memory for the features of pictures, which are encoded once
             while they are remembered; 0 remembers none from one pass to the next.
-
-    Attributes:
-        core: has the counters and switches that measurements use; see `pyrerank.engine.core.Core`.
 
     Raises:
         CheckpointError: the checkpoint cannot be found, read or run.
@@ -128,24 +118,14 @@ class Reranker(Engine):
         checkpoint = open_checkpoint(model)
         encoder = PairEncoder.of(checkpoint, max_tokens, instruction)
         self._instruction = instruction
-        w, bias = checkpoint.classifier_vector(encoder.yes, encoder.no)
+        task = ScoringTask(*checkpoint.classifier_vector(encoder.yes, encoder.no))
         super().__init__(
-            Core(
-                checkpoint,
-                encoder,
-                ScoringTask(w, bias),
-                device=device,
-                dtype=dtype,
-                token_budget=token_budget,
-                graph=graph,
-                vision_cache=vision_cache,
-            )
+            Core(checkpoint, encoder, task, device, dtype, token_budget, graph, vision_cache)
         )
 
     @property
     def instruction(self) -> str | None:
-        """What counts as relevant for calls that do not say, as it was given; None stands for the
-        default the model was published with."""
+        """What counts as relevant for calls that do not say, as it was given."""
         return self._instruction
 
     def score(
@@ -163,11 +143,11 @@ class Reranker(Engine):
         until the call ends.
 
         Args:
-            query: one content for all documents, or a list with one for each document.  A content
-                is a text, a dict with "text", "image" and "video", or a list of OpenAI's parts; see
+            query: one content for all documents, or a list with one for each.  A content is a text,
+                a dict with "text", "image" and "video", or a list of OpenAI's parts; see
                 docs/inputs.md.
-            documents: a list of at least one content; an empty text is an empty document.  Other
-                sequences, and arrays and Series of one dimension, do as well, also for ``query``.
+            documents: a list of at least one content.  Other sequences, and arrays and Series of
+                one dimension, do as well, also for ``query``.
             instruction: what counts as relevant in this call; None takes the engine's.
             media: how pictures are read; None takes the limits of the published models and fetches
                 nothing.
@@ -179,7 +159,7 @@ class Reranker(Engine):
 
         Raises:
             TypeError: an argument or a part of a content is of the wrong type.  The message names
-                it, with its index, and nothing was scored; so it is with ValueError.
+                it, with its index, and nothing was scored, as with ValueError.
             ValueError: lists are of the wrong length, a text is not valid Unicode, a picture cannot
                 be read, or there are pictures and the model reads text only.
             ImportError: there is a video file, and PyAV is not installed.
@@ -201,8 +181,7 @@ class Reranker(Engine):
         media: Media | None = None,
         progress: bool | None = None,
     ) -> list[Score]:
-        """As `score`, but returns the logit and the token counts of each pair as well, and warns of
-        no cuts, because ``truncated`` tells them."""
+        """As `score`, but returns logits and token counts as well, and warns of no cuts."""
         self.core.failures.check_usable()
         reader, encoder = Reader(media), self.core.encoder
         pairs = [
@@ -221,14 +200,8 @@ class Reranker(Engine):
         media: Media | None = None,
         progress: bool | None = None,
     ) -> list[Ranked]:
-        """Returns documents from most to least relevant; equal scores keep the order given.
-
-        Args:
-            query: one content.
-            documents, instruction, media, progress: as in `score`.
-            top_n: how many are returned, at least 1; None returns all.
-
-        Warns, raises: as `score`.
+        """Returns ``top_n`` documents, or all, from most to least relevant; equal scores keep the
+        order given.  ``query`` is one content; all else is as in `score`.
         """
         if entries(query) is not None and not is_parts(query):
             raise TypeError("query must be one content, got a list of them; rank takes one query")
@@ -251,10 +224,7 @@ class Reranker(Engine):
         instruction: str | None = None,
         media: Media | None = None,
     ) -> Explanation:
-        """Returns the prompt that `score` makes of this pair; computes no score.
-
-        Raises: as `score`.
-        """
+        """Returns the prompt that `score` makes of this pair; computes no score."""
         self.core.failures.check_usable()
         encoder = self.core.encoder
         return encoder.explain(
@@ -277,8 +247,7 @@ def score(
     """Scores documents against a query with the checkpoint ``model``; see `Reranker.score`.
 
     The checkpoint stays loaded for the next call of `score` or `rank`, until one asks for another
-    checkpoint, device or dtype, its files change, or `pyrerank.close` is called.  Calls from
-    several threads take turns; hold a `Reranker` to have more than one model loaded.
+    checkpoint, device or dtype, its files change, or `close` is called.  Calls take turns.
     """
     with LOADED.engine(model, device, dtype, max_tokens) as engine:
         return engine.score(
@@ -315,10 +284,7 @@ def explain(
     max_tokens: int | None = None,
     media: Media | None = None,
 ) -> Explanation:
-    """Returns the prompt that `score` makes of this pair with the checkpoint ``model``.
-
-    It reads the checkpoint's tokenizer, and no weights.
-    """
+    """Returns the prompt that `score` makes of this pair; reads the tokenizer, and no weights."""
     encoder = PairEncoder.of(open_checkpoint(model), max_tokens)
     return encoder.explain(encoder.pair("document", query, document, instruction, Reader(media)))
 

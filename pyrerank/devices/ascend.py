@@ -1,4 +1,4 @@
-"""Ascend NPUs (A2, A3): the fused operators of torch_npu, and ACL graphs.
+"""Ascend NPUs (A2, A3) run the fused operators of torch_npu, and ACL graphs.
 
 Everything that pyrerank does on an NPU stands here, but for its own three kernels, which
 `pyrerank.kernels.ops` launches.
@@ -27,8 +27,6 @@ from pyrerank.kernels.extension import npu_kernels
 
 
 class Ascend(Accelerator):
-    """An NPU."""
-
     name = "npu"
     shown_by = "`npu-smi info` lists, and ASCEND_RT_VISIBLE_DEVICES"
     graphs_by_default = True
@@ -81,12 +79,10 @@ class Ascend(Accelerator):
             return FusedInfer(self.torch_device)
         return Dense() if captured else BySequence()
 
-    def full_attention(
-        self, query: Tensor, key: Tensor, value: Tensor, lengths: list[int]
-    ) -> Tensor:
-        if query.dtype != torch.float32:
-            return _fused_infer(query, key, value, (lengths, lengths), mask=None)
-        return super().full_attention(query, key, value, lengths)
+    def full_attention(self, q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
+        if q.dtype != torch.float32:
+            return _fused_infer(q, k, v, (lengths, lengths), mask=None)
+        return super().full_attention(q, k, v, lengths)
 
     def padded_head_dim(self, head_dim: int) -> int:
         return _padded_head_dim(head_dim, grouped=False)
@@ -96,11 +92,8 @@ class Ascend(Accelerator):
 
 
 class AclGraphs(Capture):
-    """Captures passes as ACL graphs, in which `NPUGraph.update` replaces attention's lengths.
-
-    Args:
-        updated: attention calls of a pass whose lengths are replaced; 0 where tensors tell them.
-    """
+    """Captures passes as ACL graphs, in which `NPUGraph.update` replaces the lengths of ``updated``
+    attention calls, or of none where tensors tell them."""
 
     def __init__(self, device: Ascend, updated: int) -> None:
         super().__init__(device)
@@ -147,7 +140,7 @@ class FusedInfer(Gathering):
 
 
 def _torch_npu() -> ModuleType:
-    """Imports torch_npu, which registers ``torch.npu``, and returns that."""
+    """Imports torch_npu, and returns ``torch.npu``, which it registers."""
     release = torch.__version__.split("+")[0]
     found = installed("torch_npu")
     advice = f"pip install torch_npu=={release}, the release made for torch {release}"
@@ -175,7 +168,6 @@ def cumulative(queries: list[int], keys: list[int]) -> dict[str, list[int]]:
 
 
 def _padded_head_dim(head_dim: int, *, grouped: bool) -> int:
-    """The head size that CANN's fused inference attention takes in place of ``head_dim``."""
     sizes = (128, 192) if grouped else (64, 128, 192)
     size = next((s for s in sizes if s >= head_dim), None)
     if size is None:

@@ -1,7 +1,5 @@
-"""CausalAttention within each of several packed sequences, in plain torch.
-
-Devices with an operator of their own have it in their file; these are for the others.
-"""
+"""Attention within each of several packed sequences, in plain torch, for devices that have no
+operator of their own."""
 
 from __future__ import annotations
 
@@ -20,21 +18,13 @@ MASK = 2048  # rows and columns of `causal_mask`, which are those that CANN's op
 
 
 class CausalAttention:
-    """The decoder's attention: causal, grouped, scaled by 1 / sqrt(head_dim).
+    """The decoder's attention: causal, grouped, scaled by 1 / sqrt(head_dim)."""
 
-    Attributes:
-        key_copies: how many keys there are at most for each token of a pass, which takes memory.
-    """
-
+    # at most so many keys are there for each token of a pass: more than 1 where all are gathered
     key_copies: ClassVar[int] = 1
 
-    @property
-    def gathers(self) -> bool:
-        """Whether the keys of all sequences are gathered at once, which takes memory."""
-        return self.key_copies > 1
-
     def score_numbers(self, heads: int) -> int:
-        """Numbers a token that scores of attention take beside everything else."""
+        """Numbers a token that scores take."""
         return 0
 
     def constant_bytes(self) -> int:
@@ -42,21 +32,19 @@ class CausalAttention:
         return 0
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, batch: Batch) -> Tensor:
-        """CausalAttention each sequence's queries to its keys, the last query to all of them.
+        """Attends each sequence's queries to its keys, the last query to all of them.
 
         Args:
             query: [T, heads, head_dim].
             key, value: [rows, kv_heads, head_dim], heads a multiple of kv_heads.
-            batch: says which rows are whose.
 
-        Returns:
-            [T, heads, head_dim], dtype of query.
+        Returns: [T, heads, head_dim], dtype of query.
         """
         raise NotImplementedError
 
 
 class Gathering(CausalAttention):
-    """CausalAttention that gathers the keys of all sequences before it attends."""
+    """Gathers the keys of all sequences before it attends."""
 
     key_copies = 2 + SHARED_PER_TOKEN
 
@@ -76,11 +64,8 @@ class BySequence(CausalAttention):
 
 
 class Dense(CausalAttention):
-    """Every query against every key, and a mask.
-
-    It is for float32 in a graph, where no operator takes lengths that change.  The batch must have
-    ``kv_rows``.
-    """
+    """Every query against every key, and a mask: for float32 in a graph, where no operator takes
+    lengths that change.  The batch must have ``kv_rows``."""
 
     def score_numbers(self, heads: int) -> int:
         return 3 * heads * DENSE_ROWS

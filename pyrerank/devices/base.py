@@ -1,7 +1,6 @@
 """The methods of a device, in plain torch; the file of a device replaces those it does better.
 
-A model never asks for a device's name: it calls these methods.  Who adds a chip writes a subclass
-of `Accelerator` in a file of its own, and lists it in `pyrerank.devices.select`.
+Who adds a chip writes a subclass of `Accelerator`, and lists it in `pyrerank.devices.select`.
 """
 
 from __future__ import annotations
@@ -24,38 +23,28 @@ Lengths = tuple[list[int], list[int]]
 
 @dataclass(frozen=True)
 class Device:
-    """A device, and how a model runs on it.
+    """A device, and how a model runs on it."""
 
-    Attributes:
-        torch_device: with its index, where tensors of the device lie.
-        token_budget: most tokens of a pass, where the caller does not say.
-        graphs_by_default: whether passes are captured, where the caller does not say.
-        maps_weights: whether weights are used where they lie in their files.
-    """
-
-    torch_device: torch.device
+    torch_device: torch.device  # with its index
 
     name: ClassVar[str]  # the type of torch_device
     shown_by: ClassVar[str]  # the command that lists devices, and the variable that hides them
+    # where the caller does not say: most tokens of a pass, and whether passes are captured
     token_budget: ClassVar[int] = 8192
     graphs_by_default: ClassVar[bool] = False
-    maps_weights: ClassVar[bool] = False
+    maps_weights: ClassVar[bool] = False  # whether weights are used where they lie in their files
 
     def __str__(self) -> str:
         return str(self.torch_device)
 
     @classmethod
     def at(cls, index: int) -> Device:
-        """The device of this kind with this index."""
         return cls(torch.device(cls.name, index))
 
     @classmethod
     def count(cls) -> int:
-        """How many devices of this kind the process can use.
-
-        Raises:
-            DeviceError: their software is missing, or does not load.
-        """
+        """How many devices of this kind the process can use; raises `DeviceError` if their software
+        is missing, or does not load."""
         raise NotImplementedError
 
     @classmethod
@@ -106,12 +95,16 @@ class Device:
         """GELU of x [T, width], exact ("none") or in its tanh form ("tanh")."""
         return F.gelu(x, approximate=approximate)
 
-    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Rotary position embedding of x [T, heads, head_dim], pairs (i, i + head_dim / 2).
+    def rotate(
+        self, x: Tensor, cos: Tensor, sin: Tensor, weight: Tensor | None = None, eps: float = 0.0
+    ) -> Tensor:
+        """Rotary position embedding of x [T, heads, head_dim], pairs (i, i + head_dim / 2); with a
+        weight [head_dim], of the `rms_norm` of each head.  May overwrite x.
 
-        cos and sin [T, 1, head_dim] have the dtype of x, or float32, in which it is then done.  May
-        overwrite x.
+        cos and sin [T, 1, head_dim] have the dtype of x, or float32, in which it is then done.
         """
+        if weight is not None:
+            x = self.rms_norm(x, weight, eps)
         x, dtype = x.to(cos.dtype), x.dtype
         turned = self._rotated(x, cos, sin)
         del x  # before another copy is made
@@ -121,31 +114,23 @@ class Device:
         a, b = x.chunk(2, dim=-1)
         return x * cos + torch.cat((-b, a), -1) * sin
 
-    def norm_rotate(
-        self, x: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Tensor
-    ) -> Tensor:
-        """`rotate` after the `rms_norm` of each head.  May overwrite x."""
-        return self.rotate(self.rms_norm(x, weight, eps), cos, sin)
-
     # ---- attention ------------------------------------------------------------------------------
 
     def attention(self, dtype: torch.dtype, *, captured: bool) -> CausalAttention:
         """The decoder's causal attention.
 
-        ``captured``: in a graph, the lengths differ from replay to replay, so that only tensors
-        (and the arguments that `Capture.replay` updates) may tell where a sequence ends.
+        In a graph, when it is ``captured``, only tensors and the arguments that `Capture.replay`
+        updates may tell where a sequence ends, because the lengths differ from replay to replay.
         """
         return Dense() if captured else BySequence()
 
-    def full_attention(
-        self, query: Tensor, key: Tensor, value: Tensor, lengths: list[int]
-    ) -> Tensor:
+    def full_attention(self, q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
         """The vision tower's attention: every token against all of its sequence of ``lengths``.
 
         Takes and returns [T, heads, head_dim].  It is never captured.
         """
-        pieces = zip(key.split(lengths), value.split(lengths), strict=True)
-        return one_by_one(query, pieces, lengths, causal=False)
+        pieces = zip(k.split(lengths), v.split(lengths), strict=True)
+        return one_by_one(q, pieces, lengths, causal=False)
 
     def padded_head_dim(self, head_dim: int) -> int:
         """The head size with which `full_attention` computes in 16 bit."""
@@ -158,11 +143,8 @@ class Device:
         return numbers
 
     def reserve(self, size: int) -> None:
-        """Has the allocator take ``size`` bytes in one piece, from which later tensors are cut.
-
-        Pieces that are taken one by one fit the sizes of one pass and not those of the next.  Up to
-        as much again would then be held, and waiting for memory would interrupt the first passes.
-        """
+        """Has the allocator take ``size`` bytes in one piece, from which later tensors are cut:
+        pieces that are taken one by one fit the sizes of one pass and not those of the next."""
 
     def empty_cache(self) -> None:
         """Gives back the memory that the allocator holds and no tensor uses."""
@@ -171,20 +153,16 @@ class Device:
         """Waits for everything that was issued."""
 
     def works(self) -> bool:
-        """Whether the device still computes, which after a failure tells a lost one from a usable
-        one."""
+        """Whether the device still computes after a failure."""
         return True
 
 
 class Accelerator(Device):
-    """A device beside the host's processor, which can fail while the processor goes on.
-
-    Its module in torch has the interface of torch.cuda, graphs included.
-    """
+    """A device beside the host's processor, which can fail while the processor goes on."""
 
     @property
     def runtime(self) -> ModuleType:
-        """``torch.npu`` or ``torch.cuda``: streams, graphs and memory."""
+        """``torch.npu`` or ``torch.cuda``, with streams, graphs and memory."""
         module: ModuleType = getattr(torch, self.torch_device.type)
         return module
 
@@ -221,7 +199,7 @@ class Accelerator(Device):
 class Capture:
     """Captures passes as graphs, which share one pool of memory, and replays them.
 
-    All of its methods raise RuntimeError where the device fails.
+    Methods raise RuntimeError where the device fails.
     """
 
     def __init__(self, device: Accelerator) -> None:

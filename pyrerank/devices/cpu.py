@@ -1,8 +1,5 @@
-"""The host's processor: torch's products, and the kernels of csrc/cpu for everything between them.
-
-The kernels take one pass over memory and compute in float32.  Where the extension was not built, or
-a tensor is of another dtype, plain torch runs.
-"""
+"""The host's processor runs torch's products, and the kernels of csrc/cpu for everything between
+them; where the extension was not built, or for other dtypes, plain torch."""
 
 from __future__ import annotations
 
@@ -16,17 +13,14 @@ from pyrerank.engine.batch import Batch
 from pyrerank.kernels import host
 
 # With fewer rows a thread, libraries for the CPU take other ways through a matrix product, in which
-# sums round differently.  With these and more, a row has the same bits in any batch.  In bfloat16
-# with AMX it does not: oneDNN's sums depend on the number of rows up to several hundreds.
+# sums round differently.  With these and more, a row has the same bits in any batch, but not in
+# bfloat16 with AMX, where oneDNN's sums depend on the number of rows up to several hundreds.
 LEAST_ROWS = 64
 
 
 class Cpu(Device):
-    """The host's processor."""
-
     name = "cpu"
-    # a larger pass is no faster, and its largest tensors come from the system at each layer, page
-    # by page
+    # a larger pass is no faster: its largest tensors come from the system at each layer
     token_budget = 1024
     maps_weights = True
 
@@ -67,27 +61,20 @@ class Cpu(Device):
             return host.gelu(x)
         return super().gelu(x, approximate)
 
-    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        if host.takes_heads(x):
-            return host.norm_rotate_(x, None, 0.0, cos, sin)
-        return super().rotate(x, cos, sin)
-
-    def norm_rotate(
-        self, x: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Tensor
+    def rotate(
+        self, x: Tensor, cos: Tensor, sin: Tensor, weight: Tensor | None = None, eps: float = 0.0
     ) -> Tensor:
         if host.takes_heads(x):
             return host.norm_rotate_(x, weight, eps, cos, sin)
-        return super().norm_rotate(x, weight, eps, cos, sin)
+        return super().rotate(x, cos, sin, weight, eps)
 
     def attention(self, dtype: torch.dtype, *, captured: bool) -> CausalAttention:
         return HostAttention()
 
-    def full_attention(
-        self, query: Tensor, key: Tensor, value: Tensor, lengths: list[int]
-    ) -> Tensor:
-        if host.takes_heads(query):
-            return host.attention(query, key, value, lengths, lengths, None, causal=False)
-        return super().full_attention(query, key, value, lengths)
+    def full_attention(self, q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
+        if host.takes_heads(q):
+            return host.attention(q, k, v, lengths, lengths, None, causal=False)
+        return super().full_attention(q, k, v, lengths)
 
 
 class HostAttention(BySequence):

@@ -15,18 +15,12 @@ from pyrerank.engine.batch import Batch
 
 
 class Cuda(Accelerator):
-    """A CUDA device."""
-
     name = "cuda"
     shown_by = "`nvidia-smi` lists, and CUDA_VISIBLE_DEVICES"
 
     @classmethod
     def count(cls) -> int:
         return torch.cuda.device_count()
-
-    @classmethod
-    def is_here(cls) -> bool:
-        return torch.cuda.is_available()
 
     def attention(self, dtype: torch.dtype, *, captured: bool) -> CausalAttention:
         if not captured:

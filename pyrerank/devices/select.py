@@ -1,4 +1,4 @@
-"""Finding a device: from what the caller names to the object that runs there."""
+"""Finds the device that a caller names."""
 
 from __future__ import annotations
 
@@ -21,18 +21,15 @@ _owner: int | None = None
 def forked() -> bool:
     """Whether this process was forked from one that ran a model.
 
-    It has the memory of its parent then, but not its threads: the thread pools of OpenMP wait for
-    ever for theirs, and CUDA and CANN refuse.
+    It lacks the threads of its parent then, for which OpenMP waits for ever, and CUDA and CANN
+    refuse.
     """
     return _owner not in (None, os.getpid())
 
 
 def check_process(*, claim: bool = False) -> None:
-    """Refuses a `forked` process; with ``claim``, notes that this one runs models from here on.
-
-    Raises:
-        EngineClosed: this process was forked from one that ran a model.
-    """
+    """Raises `EngineClosed` in a `forked` process; with ``claim``, notes that this one runs models
+    from here on."""
     global _owner
     if forked():
         raise EngineClosed(
@@ -45,17 +42,11 @@ def check_process(*, claim: bool = False) -> None:
 
 
 def resolve(device: str | torch.device | None) -> Device:
-    """The device to run on.
-
-    Args:
-        device: ``"cpu"``, ``"npu"``, ``"npu:1"``, ``"cuda"``, ``"cuda:1"``, or the torch.device
-            of one; None takes an NPU where there is one, else a CUDA device, else the CPU.  Where
-            torch_npu is installed and cannot be used, a warning says why.
+    """The device to run on, as `Reranker` takes it.
 
     Raises:
-        ValueError: another device.
-        TypeError: another type.
-        DeviceError: no such device here, or no torch_npu that fits this torch.
+        ValueError, TypeError: ``device`` is another name or of another type.
+        DeviceError: there is no such device, or no torch_npu that fits this torch.
     """
     if device is None:
         return next(kind.at(0) for kind in KINDS if kind.is_here())
@@ -84,11 +75,7 @@ def resolve(device: str | torch.device | None) -> Device:
 
 
 def resolve_dtype(dtype: str | torch.dtype | None, device: Device) -> torch.dtype:
-    """The dtype to run in on ``device``: as given, or the device's default.
-
-    Raises:
-        ValueError: neither float32 nor bfloat16, as a str or a torch.dtype.
-    """
+    """The dtype to run in on ``device``; raises ValueError for neither float32 nor bfloat16."""
     if dtype is None:
         return device.default_dtype
     named = isinstance(dtype, (str, torch.dtype))
@@ -99,9 +86,7 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: Device) -> torch.dtyp
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory of a device or of the host was too little.
-
-    torch's allocator for the CPU raises a RuntimeError, and only the text tells.
-    """
+    """Whether memory of a device or of the host was too little."""
     kinds = (torch.OutOfMemoryError, MemoryError)
+    # torch's allocator for the CPU raises a RuntimeError, and only the text tells
     return isinstance(error, kinds) or "DefaultCPUAllocator: can't allocate" in str(error)

@@ -18,7 +18,7 @@ CANN_FILES = {
 
 
 def installed(package: str) -> str | None:
-    """The installed version of a package; None if it is not installed."""
+    """The version of a package, or None."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -72,7 +72,6 @@ class Core(Generic[E, T]):
         checkpoint: Checkpoint,
         encoder: E,
         task: T,
-        *,
         device: str | torch.device | None,
         dtype: str | torch.dtype | None,
         token_budget: int | None,
@@ -108,26 +107,16 @@ class Core(Generic[E, T]):
             self.model = Model(decoder, task.head(self.device.torch_device))
             self._every_token = self.model.head.every_token
             self.attend = self.device.attention(self.dtype, captured=False)
-            if self.device.graphs_by_default if graph is None else graph:
-                self._start_graphs()
+            if isinstance(self.device, Accelerator) and (
+                self.device.graphs_by_default if graph is None else graph
+            ):
+                attend = self.device.attention(self.dtype, captured=True)
+                budget, features = self.token_budget, self.features
+                start = partial(Graphs, self.model, attend, self.device, budget, features)
+                self.graphs = self._or_eagerly(start)
             else:
                 self.device.reserve(decoder.activation_bytes(self.token_budget, self.attend))
         self.failures.loaded = True
-
-    def _start_graphs(self) -> None:
-        assert isinstance(self.device, Accelerator)
-        attend = self.device.attention(self.dtype, captured=True)
-        start = partial(
-            Graphs,
-            partial(self.model, attend=attend, prefix=self.model.no_prefix()),
-            self.device,
-            self.token_budget,
-            attend,
-            len(self.model.decoder.layers),
-            self.model.decoder.activation_bytes(self.token_budget, attend),
-            self.features,
-        )
-        self.graphs = self._or_eagerly(start)
 
     def device_memory(self) -> int:
         """See `Engine.device_memory`."""

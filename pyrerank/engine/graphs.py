@@ -10,7 +10,6 @@ that a bucket needs one graph.  Nothing is left for the next pass, whose first p
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -22,12 +21,13 @@ from pyrerank.devices.base import Accelerator, Lengths
 from pyrerank.engine.batch import MAX_SEQUENCES, SHARED_PER_TOKEN, Batch, pack, pad
 from pyrerank.engine.features import Features
 from pyrerank.errors import PyrerankError
+from pyrerank.model.heads import Model
 
-# Tokens of the buckets grow by a quarter of a power of two: 128, 160, 192, 224, 256, 320, ...
-# Of a bucket's rows at most a fifth is padding, but for a batch of less than 128 tokens.
+# Tokens of the buckets grow by a quarter of a power of two, 128, 160, 192, 224, 256, 320, ..., so
+# that at most a fifth of the rows is padding, but for a batch of less than 128 tokens.
 SMALLEST = 128
 STEPS = 4
-# S = T / 16: what a prompt computes behind a shared prefix is rarely shorter.  More would cost: the
+# What a prompt computes behind a shared prefix is rarely shorter.  More sequences would cost: the
 # last layer computes a row for each.
 TOKENS_PER_SEQUENCE = 16
 
@@ -76,12 +76,8 @@ class Graphs:
     """The captured passes of one engine.
 
     Args:
-        forward: `Model`, with an attention and a prefix.
-        device: has graphs.
+        attend: the attention of captured passes.
         token_budget: most tokens of a pass; bounds the number of buckets.
-        attend: the attention of ``forward``, which calls it once a layer.
-        layers: how many layers the decoder has.
-        workspace: bytes that the largest pass needs; all graphs share them.
         features: of a model that reads pictures.
 
     Attributes:
@@ -93,20 +89,18 @@ class Graphs:
 
     def __init__(
         self,
-        forward: Callable[..., torch.Tensor],
+        model: Model,
+        attend: CausalAttention,
         device: Accelerator,
         token_budget: int,
-        attend: CausalAttention,
-        layers: int,
-        workspace: int,
         features: Features | None,
     ) -> None:
         self.captures = self.replays = 0
         self.buckets = buckets(token_budget)
-        self._forward = forward
+        self._forward = partial(model, attend=attend, prefix=model.no_prefix())
         self._device = device
-        self._layers = layers
-        self._workspace = workspace
+        self._layers = len(model.decoder.layers)
+        self._workspace = model.decoder.activation_bytes(token_budget, attend)
         self._graphs: dict[tuple[Bucket, bool], tuple[Any, torch.Tensor]] = {}
         largest = self.buckets[-1]
         # ids, positions and index of vision tokens; bounds of sequences and of keys; rows
@@ -117,7 +111,7 @@ class Graphs:
             if features is not None:
                 self._features = features.zeros(largest.tokens)
                 self.buckets += [replace(bucket, vision=True) for bucket in self.buckets]
-            self._capture = device.capture(layers, attend)
+            self._capture = device.capture(self._layers, attend)
         except RuntimeError as error:
             raise GraphError(f"no stream or no memory for graphs: {error}") from error
 
@@ -133,11 +127,8 @@ class Graphs:
     def replay(self, batch: Batch, *, prune: bool) -> torch.Tensor | None:
         """Replays the pass for a batch on the host; None if no bucket holds it.
 
-        Returns:
-            The first B rows of results, on the device, valid until the next call.
-
-        Raises:
-            GraphError: no graph of this process can be trusted to replay any more.
+        The B rows of results are on the device, and valid until the next call.  After a
+        `GraphError`, no graph of this process can be trusted to replay any more.
         """
         bucket = self.bucket(batch)
         if bucket is None:
@@ -192,7 +183,6 @@ class Graphs:
             raise GraphError(f"bucket of {bucket.tokens} tokens: {cause}") from error
 
     def _pass(self, static: Batch, prune: bool) -> torch.Tensor:
-        """A pass; until there is a graph, it takes the memory of the largest pass in one piece."""
-        if not self._graphs:
+        if not self._graphs:  # takes what the largest pass needs, which all graphs share
             self._device.reserve(self._workspace)
         return self._forward(static, prune=prune)

@@ -37,7 +37,7 @@ class RMSNorm(nn.Module):
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """The norm of each head, rotated; may overwrite x."""
-        return self.device.norm_rotate(x, self.weight, self.eps, cos, sin)
+        return self.device.rotate(x, cos, sin, self.weight, self.eps)
 
 
 class Attention(nn.Module):

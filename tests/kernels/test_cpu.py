@@ -92,7 +92,7 @@ class TestRotate:
         )
         x = whole[:, :heads]
         call = (weight, 1e-6) if normed else ()
-        got = (CPU.norm_rotate if normed else CPU.rotate)(x, *call, cos, sin)
+        got = CPU.rotate(x, cos, sin, *call)
         want = before[:, :heads].double()
         if normed:
             want = norm(want, weight.double(), 1e-6)
@@ -246,7 +246,7 @@ class TestAttention:
             want = CPU.rms_norm(q, weight, 1e-6)
             a, b = want.chunk(2, -1)
             want = want * cos + torch.cat((-b, a), -1) * sin
-            assert torch.equal(CPU.norm_rotate(q.clone(), weight, 1e-6, cos, sin), want)
+            assert torch.equal(CPU.rotate(q.clone(), cos, sin, weight, 1e-6), want)
 
 
 def test_the_number_of_threads_changes_no_bit(dtype):
@@ -282,7 +282,7 @@ def test_plain_torch_stands_in(dtype, monkeypatch):
 
     def run() -> list[Tensor]:
         return [
-            CPU.norm_rotate(x.clone(), weight, 1e-6, cos, sin),
+            CPU.rotate(x.clone(), cos, sin, weight, 1e-6),
             CPU.rotate(x.clone(), cos, sin),
             *CPU.add_rms_norm(flat, flat, wide, 1e-6),
             CPU.add_rms_norm(flat, None, wide, 1e-6)[1],
@@ -337,7 +337,7 @@ def attend(q=HEADS, k=HEADS, v=HEADS, lengths=(4,), kv_lengths=(4,), rows=None, 
         (lambda: CPU.rotate(HEADS, ANGLES.double(), ANGLES), TypeError, "cos: got"),
         (lambda: CPU.rotate(HEADS, ANGLES, ANGLES.bfloat16()), TypeError, "sin: got"),
         (
-            lambda: CPU.norm_rotate(HEADS, GAIN, 1e-6, ANGLES, ANGLES),
+            lambda: CPU.rotate(HEADS, ANGLES, ANGLES, GAIN, 1e-6),
             ValueError,
             "weight: got shape (64,), wanted (32,)",
         ),
