@@ -264,8 +264,7 @@ class Core(Generic[E, T]):
             self.computed += batch.tokens
             out = None
             if self.graphs is not None:
-                replay = partial(self.graphs.replay, batch, prune=self._prunes)
-                out = self._or_eagerly(replay)
+                out = self._or_eagerly(partial(self.graphs.replay, batch, prune=self._prunes))
             if out is None:
                 on_device = batch.moved(self.device.upload(batch.data))
                 prefix.rows = on_device.prefix_rows(planned.next_prefix)
