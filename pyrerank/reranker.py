@@ -139,8 +139,7 @@ class Reranker(Engine):
     ) -> list[float]:
         """Returns the relevance of each document, from 0 to 1, in the order given.
 
-        Everything is read before anything is scored: pictures take 3 KiB of host memory a token
-        until the call ends.
+        Everything is read before anything is scored: pictures take 3 KiB of host memory a token.
 
         Args:
             query: one content for all documents, or a list with one for each.  A content is a text,

@@ -183,9 +183,9 @@ def _fused_infer(
     Its demands stand in op-plugin, docs/context/torch_npu-npu_fused_infer_attention_score_v2:
 
     - Head sizes are 128 and 192, and 64 without grouping.  Inputs are contiguous.
-    - At most 4096 lengths, cumulative; those of queries end with T, which is at most 2**20, those
-      of keys with the number of keys.  A sequence may have no query.  The document does not say
-      what a query without a key gives, so no sequence has queries and fewer keys.
+    - There are at most 4096 lengths, cumulative; those of queries end with T, which is at most
+      2**20, those of keys with the number of keys.  A sequence may have no query, but no sequence
+      may have fewer keys than queries.
     - Causal masking is sparse mode 3 with the upper triangle of a 2048 x 2048 matrix, whatever the
       lengths are.  The last query sees all keys of its sequence, the one before it all but one.
     - Without a mask, in sparse mode 0, every token sees all of its sequence.

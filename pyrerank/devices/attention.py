@@ -34,11 +34,8 @@ class CausalAttention:
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, batch: Batch) -> Tensor:
         """Attends each sequence's queries to its keys, the last query to all of them.
 
-        Args:
-            query: [T, heads, head_dim].
-            key, value: [rows, kv_heads, head_dim], heads a multiple of kv_heads.
-
-        Returns: [T, heads, head_dim], dtype of query.
+        Takes query [T, heads, head_dim] with key and value [rows, kv_heads, head_dim], heads a
+        multiple of kv_heads; returns [T, heads, head_dim] in the dtype of query.
         """
         raise NotImplementedError
 

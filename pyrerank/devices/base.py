@@ -114,29 +114,20 @@ class Device:
         a, b = x.chunk(2, dim=-1)
         return x * cos + torch.cat((-b, a), -1) * sin
 
-    # ---- attention ------------------------------------------------------------------------------
-
     def attention(self, dtype: torch.dtype, *, captured: bool) -> CausalAttention:
-        """The decoder's causal attention.
-
-        In a graph, when it is ``captured``, only tensors and the arguments that `Capture.replay`
-        updates may tell where a sequence ends, because the lengths differ from replay to replay.
-        """
+        """The decoder's causal attention.  Where it is ``captured``, only tensors and the arguments
+        that `Capture.replay` updates may tell where a sequence ends."""
         return Dense() if captured else BySequence()
 
     def full_attention(self, q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
-        """The vision tower's attention: every token against all of its sequence of ``lengths``.
-
-        Takes and returns [T, heads, head_dim].  It is never captured.
-        """
+        """The vision tower's attention, of every token to all of its sequence of ``lengths``; takes
+        and returns [T, heads, head_dim], and is never captured."""
         pieces = zip(k.split(lengths), v.split(lengths), strict=True)
         return one_by_one(q, pieces, lengths, causal=False)
 
     def padded_head_dim(self, head_dim: int) -> int:
         """The head size with which `full_attention` computes in 16 bit."""
         return head_dim
-
-    # ---- memory ---------------------------------------------------------------------------------
 
     def upload(self, numbers: Tensor) -> Tensor:
         """A host tensor on the device, without waiting for the copy."""
@@ -197,10 +188,8 @@ class Accelerator(Device):
 
 
 class Capture:
-    """Captures passes as graphs, which share one pool of memory, and replays them.
-
-    Methods raise RuntimeError where the device fails.
-    """
+    """Captures passes as graphs, which share one pool of memory, and replays them; raises
+    RuntimeError where the device fails."""
 
     def __init__(self, device: Accelerator) -> None:
         self._device = device

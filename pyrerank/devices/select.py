@@ -14,16 +14,12 @@ from pyrerank.errors import DeviceError, EngineClosed
 
 KINDS: tuple[type[Device], ...] = (Ascend, Cuda, Cpu)  # the first that is here is taken
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# the process that made the first engine: itself and its threads, but none that is forked from it
 _owner: int | None = None
 
 
 def forked() -> bool:
-    """Whether this process was forked from one that ran a model.
-
-    It lacks the threads of its parent then, for which OpenMP waits for ever, and CUDA and CANN
-    refuse.
-    """
+    """Whether this process was forked from one that ran a model, for whose threads OpenMP would
+    wait for ever, and whose devices CUDA and CANN refuse."""
     return _owner not in (None, os.getpid())
 
 
@@ -42,12 +38,8 @@ def check_process(*, claim: bool = False) -> None:
 
 
 def resolve(device: str | torch.device | None) -> Device:
-    """The device to run on, as `Reranker` takes it.
-
-    Raises:
-        ValueError, TypeError: ``device`` is another name or of another type.
-        DeviceError: there is no such device, or no torch_npu that fits this torch.
-    """
+    """The device to run on, as `Reranker` takes it; raises `DeviceError` if it is not there, or no
+    torch_npu that fits this torch."""
     if device is None:
         return next(kind.at(0) for kind in KINDS if kind.is_here())
     if not isinstance(device, (str, torch.device)):

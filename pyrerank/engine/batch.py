@@ -1,6 +1,6 @@
-"""A batch: the tensors of a pass, in which prompts lie end to end, without padding.
+"""A batch has the tensors of a pass, in which prompts lie end to end, without padding.
 
-This module knows torch alone; `pyrerank.engine.planner` decides which prompts a pass has.
+This module knows torch alone.
 """
 
 from __future__ import annotations
@@ -108,11 +108,8 @@ def pack(
 ) -> Batch:
     """Packs B >= 1 prompts, on the host; the features of their pictures are added later.
 
-    Args:
-        ids: the token ids of each prompt, the shared ones among them.
-        spans: the spans of each prompt, as `positions` takes them.
-        shared: how many first tokens of each prompt are those of the prompt before it, and are not
-            computed; for the first prompt, those of the pass before.
+    Each prompt has all of its token ids, its spans as `positions` takes them, and how many of its
+    first tokens are shared with the prompt before it, or for the first prompt with the pass before.
     """
     tokens: list[int] = []
     lengths, places, index = [], [], []
@@ -154,8 +151,7 @@ def _kv_rows(lengths: Sequence[int], shared: Sequence[int]) -> list[Tensor]:
 
 
 def pad(batch: Batch, tokens: int, sequences: int, keys: int) -> Batch:
-    """The batch with ``tokens`` rows, ``sequences`` + 1 sequences and ``keys`` keys, for a pass of
-    fixed size; ``kv_rows`` is always there.
+    """The batch with ``tokens`` rows, ``sequences`` + 1 sequences, ``keys`` keys and ``kv_rows``.
 
     The last sequence, which is no prompt, takes the spare rows and at least as many keys, all that
     of row 0.  Each sequence that is missing gets no row and one key, because in `Batch.last_tokens`
@@ -188,15 +184,12 @@ def pad(batch: Batch, tokens: int, sequences: int, keys: int) -> Batch:
 def positions(length: int, spans: Sequence[tuple[int, int, int]]) -> Tensor:
     """Three-dimensional positions of one prompt's tokens, as Qwen3-VL counts them.
 
-    Args:
-        length: T, tokens of the prompt.
-        spans: first token, height and width of each span of vision tokens, in order.  An image is
-            one span; a video is one for each pair of frames, and a timestamp stands before each.
+    ``length`` is T.  A span of vision tokens is its first token, height and width.  An image is one
+    span; a video is one for each pair of frames, and a timestamp stands before each.
 
-    Returns:
-        int32 [3, T]: time, height and width.  Ordinary tokens count on by one in all three.  Within
-        a span, time stands still, and height and width count from it.  The token after a span has
-        the position of the span's first token plus max(height, width).
+    Returns int32 [3, T]: time, height and width.  Ordinary tokens count on by one in all three.
+    Within a span, time stands still, and height and width count from it.  The token after a span
+    has the position of the span's first token plus max(height, width).
     """
     out = torch.empty(3, length, dtype=torch.int32)
     token = position = 0

@@ -47,9 +47,7 @@ class Core(Generic[E, T]):
     """A decoder with a head on a device, and all that takes prompts through it.
 
     Threads may share a core: a lock is held over each pass, from its inputs to the copy of its
-    results on the host, so that the passes of several calls take turns.
-
-    Args and errors: as of `Reranker`; the checkpoint has the weights, and the task makes the head.
+    results on the host.  Arguments and errors are as for `Reranker`.
 
     Attributes:
         model: the decoder and the head; an engine that was closed or is lost has none.
@@ -149,14 +147,10 @@ class Core(Generic[E, T]):
         progress: bool | None = None,
         result: Callable[[Prompt, torch.Tensor, str], Any] | None = None,
     ) -> list[Any]:
-        """Computes the results of any number of items, in order; equal ones are computed once.
+        """Computes the results of items, in order; equal ones are computed once.
 
-        Args:
-            items: what the encoder has read.
-            progress: as in `Reranker.score`.
-            result: makes results of rows; None takes `Task.result`.
-
-        Raises: NonFiniteScore and DeviceError, as `Reranker.score`.
+        ``result`` makes results of rows in the place of `Task.result`.  Raises NonFiniteScore and
+        DeviceError, as `Reranker.score`.
         """
         if progress is not None:
             check_flag("progress", progress)
@@ -214,8 +208,7 @@ class Core(Generic[E, T]):
     def stream(
         self, windows: Iterable[Sequence[Prompt]], *, keep: bool = False
     ) -> Generator[tuple[Pass, torch.Tensor], None, None]:
-        """Computes any number of prompts; yields each pass with its rows of results, [B, N] on the
-        host.
+        """Computes prompts; yields each pass with its rows of results, [B, N] on the host.
 
         A thread of its own takes windows as passes need them, one pass ahead; see `plan`.  With
         ``keep``, the next stream may share the beginning of the last prompt.

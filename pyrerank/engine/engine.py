@@ -57,10 +57,9 @@ class Engine:
         """Returns how many bytes of device memory the engine takes.
 
         They hold the weights and one pass of ``token_budget``; for a model that reads pictures also
-        the tower, its pass, and all of ``vision_cache``.  Allocators round up what they take, by
-        less than a twentieth of the sum for the published models.  A prompt longer than
-        ``token_budget``, of at most ``max_tokens``, takes more, and without graphs so do the keys
-        and values that a pass leaves for the next.  Raises `EngineClosed`, as a call would.
+        the tower, its pass, and all of ``vision_cache``.  Allocators add less than a twentieth for
+        the published models.  A longer prompt takes more, and without graphs so do the keys and
+        values that a pass leaves for the next.  Raises `EngineClosed`, as a call would.
         """
         return self.core.device_memory()
 

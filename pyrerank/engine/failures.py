@@ -15,9 +15,6 @@ from pyrerank.errors import DeviceError, EngineClosed, OutOfMemory
 class Failures:
     """Has the lock of one engine, knows whether it can be used, and names errors of its device.
 
-    Making one notes that this process runs models from here on, or raises; see `check_process`.
-    ``token_budget`` is named in messages.
-
     Attributes:
         lock: whoever holds it may use the model, the graphs and the features.
         lost: why the engine can never be used again; None while it can.

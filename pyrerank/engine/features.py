@@ -20,13 +20,9 @@ from pyrerank.weights.config import MERGE, PAIR, PATCH
 class Features:
     """The vision tower, and the features used last, which are not computed again.
 
-    Args:
-        tower: the vision tower, on the engine's device.
-        tokens: most vision tokens of one pass of the tower; a larger picture has a pass of its own.
-        capacity: most bytes of features to remember, on the device.
-
-    Attributes:
-        encoded: how many images and videos went through the tower so far.
+    A pass of the tower has at most so many vision ``tokens``, but for a larger picture alone; at
+    most ``capacity`` bytes of features are remembered.  ``encoded`` counts images and videos that
+    went through the tower.
     """
 
     def __init__(self, tower: VisionTower, tokens: int, capacity: int) -> None:

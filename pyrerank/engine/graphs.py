@@ -34,8 +34,7 @@ TOKENS_PER_SEQUENCE = 16
 
 @dataclass(frozen=True)
 class Bucket:
-    """Room for ``tokens`` rows in ``sequences`` prompts; ``vision``: any number of the rows are of
-    pictures."""
+    """Room for ``tokens`` rows in ``sequences`` prompts, with or without pictures."""
 
     tokens: int
     sequences: int
@@ -73,18 +72,9 @@ def buckets(token_budget: int) -> list[Bucket]:
 
 
 class Graphs:
-    """The captured passes of one engine.
+    """The captured passes of one engine, whose numbers ``captures`` and ``replays`` count.
 
-    Args:
-        attend: the attention of captured passes.
-        token_budget: most tokens of a pass; bounds the number of buckets.
-        features: of a model that reads pictures.
-
-    Attributes:
-        captures, replays: how many passes were captured and replayed so far.
-
-    Raises:
-        GraphError: the device has no streams or memory left for graphs.
+    ``attend`` is their attention.  Raises `GraphError` if the device has no streams or memory left.
     """
 
     def __init__(

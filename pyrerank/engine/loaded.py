@@ -22,10 +22,7 @@ FILES = ("*.json", "*.jinja", "*.safetensors", "*/*.json", "*/*.safetensors")  #
 
 
 class Loaded(Generic[E]):
-    """Holds the engine of the last call, for the next call that asks for the same.
-
-    ``make`` loads an engine from a folder.
-    """
+    """Holds the engine of the last call, for the next call that asks for the same."""
 
     def __init__(self, make: Callable[..., E]) -> None:
         self._make = make

@@ -94,10 +94,10 @@ def plan(
     Without, prompts stay in order, and compute all of their tokens.  A prompt that is over a limit
     gets a pass of its own.
 
+    A pass goes on from one window to the next.  An empty window ends it instead, when what follows
+    is not known yet: the pass then leaves what the next prompt probably shares.
+
     Args:
-        windows: prompts that are sorted together.  A pass goes on from one window to the next.  An
-            empty window ends it instead, when what follows is not known yet: the pass then leaves
-            what the next prompt probably shares.
         most_sequences: most prompts of a pass.
         most_shared: most tokens that the prompts of a pass share, the sum of ``Pass.shared``.
         leave_prefix: whether a pass leaves a prefix for the next one; otherwise the first prompt of

@@ -36,7 +36,6 @@ class RMSNorm(nn.Module):
         return self.device.add_rms_norm(x, delta, self.weight, self.eps)
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """The norm of each head, rotated; may overwrite x."""
         return self.device.rotate(x, cos, sin, self.weight, self.eps)
 
 
@@ -112,15 +111,10 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embedding, layers, and the weight of the final norm, which a head applies.
+    """Embedding, layers, and the weight of the final norm, which a head applies."""
 
-    Attributes:
-        inv_freq: float32 [head_dim / 2], angle per position of each rotated pair.
-        axes: see `interleaved_axes`.
-    """
-
-    inv_freq: Tensor
-    axes: Tensor
+    inv_freq: Tensor  # float32 [head_dim / 2], angle per position of each rotated pair
+    axes: Tensor  # see `interleaved_axes`
 
     def __init__(self, config: DecoderConfig, device: Device, scheme: Float) -> None:
         super().__init__()
@@ -219,8 +213,7 @@ class Decoder(nn.Module):
 def interleaved_axes(mrope_section: Sequence[int]) -> Tensor:
     """int32 [head_dim / 2]: which position, of time, height and width, rotates each pair.
 
-    ``mrope_section`` says how many pairs each axis has: height has pairs 1, 4, 7, ..., width has 2,
-    5, 8, ..., and time has all others.
+    Height has pairs 1, 4, 7, ..., as many as ``mrope_section`` says, width has 2, 5, 8, ....
     """
     axes = torch.zeros(sum(mrope_section), dtype=torch.int32)
     for axis in (1, 2):

@@ -29,11 +29,7 @@ class Head(Protocol):
         of last tokens, [B, hidden_size].  Then a prompt computes all of its tokens."""
 
     def __call__(self, hidden: Tensor, cu_seqlens: Tensor, norm: RMSNorm) -> Tensor:
-        """Rows of results, [B, N].
-
-        ``cu_seqlens``, int32 [B + 1], says where each sequence starts among the T tokens, and
-        ``norm`` is the final norm.
-        """
+        """Rows of results, [B, N], of sequences that start at ``cu_seqlens``, int32 [B + 1]."""
 
 
 @dataclass(frozen=True)
@@ -91,12 +87,8 @@ class PoolHead:
 
 
 class DenseLayer:
-    """A `Dense` with its weights, float32 on ``device``.
-
-    Raises:
-        CheckpointError: a tensor is absent or of another shape, or the layer does not take
-            ``inputs`` numbers.
-    """
+    """A `Dense` with its weights, float32.  Raises `CheckpointError` if a tensor is absent or of
+    another shape, or the layer does not take ``inputs`` numbers."""
 
     def __init__(self, dense: Dense, inputs: int, device: torch.device) -> None:
         wanted: dict[str, tuple[int, ...]] = {"linear.weight": (dense.outputs, dense.inputs)}

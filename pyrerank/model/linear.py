@@ -16,8 +16,7 @@ Shapes = dict[str, torch.Size]
 class Float:
     """The scheme of weights that are stored and multiplied in the model's own dtype.
 
-    A scheme, which is chosen when weights are loaded, says which tensors of a checkpoint make up a
-    linear layer, how a device keeps them, and how their product with x is taken.
+    A scheme is chosen when weights are loaded, and knows all that depends on how they are stored.
     """
 
     def tensors(self, inputs: int, outputs: int, *, bias: bool) -> Shapes:
@@ -36,11 +35,8 @@ class Float:
 
 
 class Linear(nn.Module):
-    """A published linear layer; or several that read the same input, computed as one.
-
-    ``outputs`` is a number; or the published names of several layers, which lie beside this module
-    in the checkpoint, with the outputs of each.
-    """
+    """A published linear layer; or several that read the same input, computed as one: then
+    ``outputs`` has their names, which lie beside this module, with the outputs of each."""
 
     weight: Tensor
     bias: Tensor | None

@@ -23,13 +23,9 @@ def patches(pictures: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
     """Cuts images and videos into what the tower reads, normalised with mean and deviation 1/2 as
     for every published model, and rounded to ``dtype``.
 
-    Args:
-        pictures: each uint8 [F, height, width, 3]; F is 1, an image, or even; height and width are
-            multiples of 32.
-
-    Returns:
-        [n, 1536], one picture after the other; a row is [3, 2, 16, 16]: channel, frame of the pair,
-        y, x.
+    A picture is uint8 [F, height, width, 3]: F is 1, an image, or even, and height and width are
+    multiples of 32.  Returns [n, 1536], one picture after the other; a row is [3, 2, 16, 16]:
+    channel, frame of the pair, y, x.
     """
     # a pair of frames at a time: in float32 they take more memory than all before and after
     pairs = [pair for pixels in pictures for pair in _pairs(pixels)]

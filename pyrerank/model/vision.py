@@ -21,19 +21,6 @@ from pyrerank.weights.checkpoint import Checkpoint
 from pyrerank.weights.config import CHANNELS, MERGE, NORM_EPS, PAIR, PATCH, ROPE_THETA, VisionConfig
 
 
-class PatchEmbed(nn.Module):
-    """The published convolution, whose step is its kernel, as the linear layer that it is."""
-
-    def __init__(self, config: VisionConfig, device: Device) -> None:
-        super().__init__()
-        self.device = device
-        kernel = (PAIR, PATCH, PATCH)
-        self.proj = nn.Conv3d(CHANNELS, config.hidden_size, kernel, kernel)
-
-    def forward(self, patches: Tensor) -> Tensor:
-        return self.device.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
-
-
 class Attention(nn.Module):
     """Full attention within each picture or pair of frames, with 2-D rotary positions."""
 
@@ -102,17 +89,15 @@ class Merger(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Patches to features, and to the DeepStack features of the decoder's first layers.
+    """Patches to features, and to the DeepStack features of the decoder's first layers."""
 
-    Attributes:
-        inv_freq: float32 [head_dim / 4], angle per position of each rotated pair of one axis.
-    """
-
-    inv_freq: Tensor
+    inv_freq: Tensor  # float32 [head_dim / 4], angle per position of each rotated pair of one axis
 
     def __init__(self, config: VisionConfig, device: Device, scheme: Float) -> None:
         super().__init__()
-        self.patch_embed = PatchEmbed(config, device)
+        kernel = (PAIR, PATCH, PATCH)
+        convolution = nn.Conv3d(CHANNELS, config.hidden_size, kernel, kernel)
+        self.patch_embed = nn.ModuleDict({"proj": convolution})
         # as in the decoder
         table = torch.empty(config.num_position_embeddings, config.hidden_size)
         self.pos_embed = nn.Embedding.from_pretrained(table)
@@ -160,17 +145,16 @@ class VisionTower(nn.Module):
     def forward(self, patches: Tensor, grids: Sequence[Grid]) -> Tensor:
         """Encodes images and videos in one pass.
 
-        Args:
-            patches: [n, 1536] of any floating dtype, of all pictures as `patches` makes them.
-            grids: (t, h, w) of each image or video, n patches in all.
-
-        Returns:
-            [1 + levels, n / 4, hidden_size of the decoder], dtype of the tower: features, then the
-            DeepStack features of each level.
+        ``patches`` are [n, 1536] of any floating dtype, and ``grids`` (t, h, w) of each picture.
+        Returns [1 + levels, n / 4, hidden_size of the decoder] in the dtype of the tower: features,
+        then the DeepStack features of each level.
         """
         assert len(patches) == sum(map(math.prod, grids)) > 0, (patches.shape, grids)
         weight = self.pos_embed.weight
-        x = self.patch_embed(patches.to(weight.dtype).to(weight.device))
+        # the step of the published convolution is its kernel, so that it is a linear layer
+        kernel, bias = self.patch_embed.parameters()
+        x = patches.to(weight.dtype).to(weight.device)
+        x = self.device.linear(x, kernel.flatten(1), bias)
         x = x + self._learned_positions(grids).to(weight.dtype)
         places = torch.cat([block_order(h, w).repeat(t, 1) for t, h, w in grids])
         angle = (places.to(weight.device)[..., None] * self.inv_freq).flatten(1)
