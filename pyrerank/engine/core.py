@@ -1,7 +1,6 @@
 """The core of an engine plans passes of prompts, packs their batches, and runs the model over them.
 
-An encoder makes prompts of items before it, and a `Task` makes results of rows after it: both come
-from `pyrerank.reranker` or `pyrerank.embedder`.
+An encoder makes prompts of items before it, and a `Task` makes results of rows after it.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import chain
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -29,14 +28,28 @@ from pyrerank.engine.features import Features
 from pyrerank.engine.graphs import GraphError, Graphs
 from pyrerank.engine.planner import NO_KEY, Pass, in_windows, key_of, plan
 from pyrerank.engine.prefix import Prefix
-from pyrerank.engine.task import Task
 from pyrerank.errors import EngineClosed, NonFiniteScore, OutOfMemory
 from pyrerank.model.decoder import Decoder
-from pyrerank.model.heads import Model
+from pyrerank.model.heads import Head, Model
 from pyrerank.model.vision import VisionTower
 from pyrerank.prompts.encoder import Encoder
 from pyrerank.prompts.items import Prompt, unique
 from pyrerank.weights.checkpoint import Checkpoint
+
+
+class Task(Protocol):
+    """Makes the head, and results of the head's rows."""
+
+    unit: ClassVar[str]  # what the progress bar counts, such as "pair"
+    named: ClassVar[str]  # what messages call the item of an index, such as "pair {}"
+
+    def head(self, device: torch.device) -> Head:
+        """Makes the head, with its weights on ``device``."""
+
+    def result(self, prompt: Prompt, row: torch.Tensor, name: str) -> Any:
+        """Makes the result of a prompt of its row, [N] finite numbers on the host; raises
+        `NonFiniteScore`, about ``name``, if the row gives none."""
+
 
 E = TypeVar("E", bound=Encoder[Any])
 T = TypeVar("T", bound=Task)
