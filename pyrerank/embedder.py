@@ -43,8 +43,8 @@ class Embedding:
 class EmbeddingTask:
     """The `Task` of an embedder, which makes vectors of inputs.
 
-    The head gives ``size`` numbers for an input.  The last three are for calls that do not say: how
-    many numbers a vector has, whether it has length 1, and whether it is scaled before it is cut.
+    The head gives ``size`` numbers; the last three fields are for calls that do not say how many a
+    vector has, whether it has length 1, and whether it is scaled before it is cut.
     """
 
     checkpoint: Checkpoint
@@ -166,9 +166,8 @@ class Embedder(Engine):
             prompt_name: one of the folder's prompts, such as "query", in place of an instruction.
             dim, normalize: as for `Embedder`, in this call; None takes the engine's.
 
-        Returns: float32 [inputs, dim].
-
-        All else is as in `Reranker.score`; a vector of length 0 raises NonFiniteScore, too.
+        Returns float32 [inputs, dim].  All else is as in `Reranker.score`; a vector of length 0
+        raises NonFiniteScore, too.
         """
         results = self.details(
             inputs,
@@ -239,8 +238,7 @@ def embed(
 
 
 def numbers(vector: np.ndarray) -> list[float]:
-    """The numbers of a float32 vector, with the fewest digits that tell each from its neighbours:
-    0.1, and not 0.10000000149011612."""
+    """The numbers of a float32 vector, in the fewest digits that tell each from its neighbours."""
     return [float(digits) for digits in vector.astype(str)]
 
 

@@ -1,8 +1,5 @@
-"""Ascend NPUs (A2, A3) run the fused operators of torch_npu, and ACL graphs.
-
-Everything that pyrerank does on an NPU stands here, but for its own three kernels, which
-`pyrerank.kernels.ops` launches.
-"""
+"""Ascend NPUs (A2, A3): everything that pyrerank does there stands here, but for the kernels that
+`pyrerank.kernels.ops` launches."""
 
 from __future__ import annotations
 

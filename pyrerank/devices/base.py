@@ -99,10 +99,8 @@ class Device:
         self, x: Tensor, cos: Tensor, sin: Tensor, weight: Tensor | None = None, eps: float = 0.0
     ) -> Tensor:
         """Rotary position embedding of x [T, heads, head_dim], pairs (i, i + head_dim / 2); with a
-        weight [head_dim], of the `rms_norm` of each head.  May overwrite x.
-
-        cos and sin [T, 1, head_dim] have the dtype of x, or float32, in which it is then done.
-        """
+        weight [head_dim], of the `rms_norm` of each head.  May overwrite x.  cos and sin
+        [T, 1, head_dim] have the dtype of x, or float32, in which it is then done."""
         if weight is not None:
             x = self.rms_norm(x, weight, eps)
         x, dtype = x.to(cos.dtype), x.dtype

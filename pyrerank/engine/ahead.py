@@ -10,11 +10,8 @@ T = TypeVar("T")
 
 
 def ahead(items: Iterable[T]) -> Generator[T, None, None]:
-    """Yields the items in order; while one is used, a thread makes the next.
-
-    An exception that making an item raises is raised in the place of that item.  Closing the
-    iterator waits for the item that is being made, and no other is made afterwards.
-    """
+    """Yields the items in order; while one is used, a thread makes the next.  An exception that
+    making an item raises is raised in its place.  Closing waits for the item that is being made."""
     iterator, end = iter(items), object()
     with ThreadPoolExecutor(1, "pyrerank-ahead") as thread:
         coming = thread.submit(next, iterator, end)

@@ -1,7 +1,4 @@
-"""A batch has the tensors of a pass, in which prompts lie end to end, without padding.
-
-This module knows torch alone.
-"""
+"""A batch has the tensors of a pass, in which prompts lie end to end, without padding."""
 
 from __future__ import annotations
 

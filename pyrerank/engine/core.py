@@ -59,8 +59,8 @@ R = TypeVar("R")
 class Core(Generic[E, T]):
     """A decoder with a head on a device, and all that takes prompts through it.
 
-    Threads may share a core: a lock is held over each pass, from its inputs to the copy of its
-    results on the host.  Arguments and errors are as for `Reranker`.
+    Threads may share it: a lock is held over each pass, from its inputs to the copy of its results
+    on the host.  Arguments and errors are as for `Reranker`.
 
     Attributes:
         model: the decoder and the head; an engine that was closed or is lost has none.
@@ -160,11 +160,8 @@ class Core(Generic[E, T]):
         progress: bool | None = None,
         result: Callable[[Prompt, torch.Tensor, str], Any] | None = None,
     ) -> list[Any]:
-        """Computes the results of items, in order; equal ones are computed once.
-
-        ``result`` makes results of rows in the place of `Task.result`.  Raises NonFiniteScore and
-        DeviceError, as `Reranker.score`.
-        """
+        """Computes the results of items, in order; equal ones are computed once.  ``result`` makes
+        results of rows in the place of `Task.result`."""
         if progress is not None:
             check_flag("progress", progress)
         # equal items are called by the index of the first of them
@@ -206,8 +203,7 @@ class Core(Generic[E, T]):
         """Yields ``total`` prompts in order, each with its row of results, [N] on the host."""
         hide = None if progress is None else not progress  # tqdm's None: hidden unless a terminal
         delay = 1 if progress is None else 0
-        unit = self.task.unit
-        with tqdm(total=total, unit=unit, disable=hide, delay=delay, leave=False) as bar:
+        with tqdm(total=total, unit=self.task.unit, disable=hide, delay=delay, leave=False) as bar:
             waiting: dict[int, tuple[Prompt, torch.Tensor]] = {}
             done = 0
             for planned, rows in self.stream(in_windows(prompts)):
@@ -223,8 +219,8 @@ class Core(Generic[E, T]):
     ) -> Generator[tuple[Pass, torch.Tensor], None, None]:
         """Computes prompts; yields each pass with its rows of results, [B, N] on the host.
 
-        A thread of its own takes windows as passes need them, one pass ahead; see `plan`.  With
-        ``keep``, the next stream may share the beginning of the last prompt.
+        A thread takes windows as passes need them, one pass ahead; see `plan`.  With ``keep``, the
+        next stream may share the beginning of the last prompt.
         """
         with self._turn():
             prefix, key = self._prefix or (self.model.no_prefix(), NO_KEY)

@@ -14,10 +14,7 @@ from pyrerank.errors import TruncationWarning
 
 
 class Engine:
-    """A loaded model.  Threads may share it, because their passes take turns.
-
-    The server and the command line use its ``core`` beside the methods.
-    """
+    """A loaded model.  Threads may share it, because their passes take turns."""
 
     def __init__(self, core: Core[Any, Any]) -> None:
         self.core = core
@@ -40,8 +37,7 @@ class Engine:
     @property
     def max_tokens(self) -> int:
         """Most tokens of a whole prompt.  Can be set between calls; None sets the default.  Less
-        than a prompt needs, or more than the checkpoint allows, raises ValueError.
-        """
+        than a prompt needs, or more than the checkpoint allows, raises ValueError."""
         return self.core.encoder.max_tokens
 
     @max_tokens.setter
@@ -66,9 +62,8 @@ class Engine:
     def close(self) -> None:
         """Lets go of weights, graphs and features; the engine cannot be used afterwards.
 
-        Waits for a pass that runs in another thread, whose call then raises `EngineClosed`, unless
-        that pass was its last.  Closing again does nothing, and closing in a forked child neither:
-        what the engine holds is the parent's.  ``with Reranker(...) as engine:`` closes at the end.
+        Waits for a pass in another thread, whose call then raises `EngineClosed` if it needs more.
+        Closing again, or in a forked child, does nothing.  ``with`` closes an engine at the end.
         """
         if not forked():
             self.core.close(f"this {type(self).__name__} was closed; make a new one")

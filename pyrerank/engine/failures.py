@@ -39,12 +39,9 @@ class Failures:
 
     @contextmanager
     def named(self) -> Iterator[None]:
-        """Turns errors of torch and its backends into `OutOfMemory`; `EngineClosed`, if the device
-        no longer works; or `DeviceError`, if it works again.
-
-        It frees the tensors that the frames of such an error hold.  Other errors pass through, such
-        as a RuntimeError on a CPU, which is no failure of a device.
-        """
+        """Turns errors of torch and its backends into those of `pyrerank.errors`, and frees the
+        tensors that their frames hold.  Other errors pass through, such as a RuntimeError on a CPU,
+        which is no failure of a device."""
         try:
             yield
         except (RuntimeError, MemoryError) as error:

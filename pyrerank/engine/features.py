@@ -21,8 +21,7 @@ class Features:
     """The vision tower, and the features used last, which are not computed again.
 
     A pass of the tower has at most so many vision ``tokens``, but for a larger picture alone; at
-    most ``capacity`` bytes of features are remembered.  ``encoded`` counts images and videos that
-    went through the tower.
+    most ``capacity`` bytes are remembered.  ``encoded`` counts what went through the tower.
     """
 
     def __init__(self, tower: VisionTower, tokens: int, capacity: int) -> None:

@@ -4,8 +4,8 @@ A batch is padded to the smallest bucket that holds it: the spare rows are one m
 no result looks at.  Inputs, features of pictures among them, are copied into static buffers; the
 device replaces the lengths that attention was captured with.
 
-Sequences share prefixes within a pass.  All keys are gathered, whether or not they are shared, so
-that a bucket needs one graph.  Nothing is left for the next pass, whose first prompt computes all.
+All keys are gathered, whether or not they are shared, so that a bucket needs one graph.  Nothing is
+left for the next pass, whose first prompt computes all.
 """
 
 from __future__ import annotations
@@ -115,11 +115,8 @@ class Graphs:
             self._captured(bucket, prune)
 
     def replay(self, batch: Batch, *, prune: bool) -> torch.Tensor | None:
-        """Replays the pass for a batch on the host; None if no bucket holds it.
-
-        The B rows of results are on the device, and valid until the next call.  After a
-        `GraphError`, no graph of this process can be trusted to replay any more.
-        """
+        """Replays the pass for a batch on the host; None if no bucket holds it.  The rows of
+        results are on the device, and valid until the next call."""
         bucket = self.bucket(batch)
         if bucket is None:
             return None

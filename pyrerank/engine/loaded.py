@@ -41,8 +41,8 @@ class Loaded(Generic[E]):
     ) -> Iterator[E]:
         """Gives the engine for ``model`` to one call; calls of other threads wait until it ends.
 
-        An engine is loaded if the last call asked for another checkpoint, device or dtype, or if
-        the files of the checkpoint have changed since; the engine before is closed first.
+        The last engine is closed, and another loaded, if the last call asked for another
+        checkpoint, device or dtype, or if the files of the checkpoint have changed since.
         """
         check_process()
         with self._lock:

@@ -33,8 +33,7 @@ class Pass:
         shared: how many first tokens each prompt shares with the one before it, and does not
             compute; the first prompt shares them with the last one of the pass before.
         next_prefix: how many first tokens of the last prompt the next pass starts from.
-        computed: how many tokens the prompts compute together.
-        total_shared: the sum of ``shared``.
+        computed, total_shared: how many tokens the prompts compute and share together.
     """
 
     members: list[int] = field(default_factory=list)
@@ -98,8 +97,7 @@ def plan(
     is not known yet: the pass then leaves what the next prompt probably shares.
 
     Args:
-        most_sequences: most prompts of a pass.
-        most_shared: most tokens that the prompts of a pass share, the sum of ``Pass.shared``.
+        most_sequences, most_shared: most prompts of a pass, and most tokens that they share.
         leave_prefix: whether a pass leaves a prefix for the next one; otherwise the first prompt of
             each pass computes all of its tokens.
         prefix: key of the tokens that the pass before the first one has left; see `key_of`.

@@ -143,9 +143,8 @@ class Decoder(nn.Module):
         """Device memory of a pass over ``tokens`` rows, besides the weights.
 
         There are x, normed, cos and sin, and at most one of: gate, up and their product; query,
-        result, keys and values, which may be gathered once more for each sequence that shares them.
-        Two fifths more fill the gaps between tensors of different sizes, which was measured for the
-        shapes of the published models.  Attention may have scores besides.
+        result, keys and values, which may be gathered.  Two fifths more fill the gaps between
+        tensors of different sizes, as measured for the published models.
         """
         config = self._config
         queries = config.num_attention_heads * config.head_dim

@@ -49,11 +49,8 @@ class ScoreHead:
 
 @dataclass(frozen=True)
 class PoolHead:
-    """Final norm, pooling, and what the folder has after it, but for a last scaling to length 1.
-
-    Whoever takes the rows cuts and scales them, because one pass may serve calls that want
-    different vectors.  With ``steps`` after the kernel, everything is float32; see `Modules`.
-    """
+    """Final norm, pooling, and the ``steps`` after it, with which everything is float32, but for a
+    last scaling to length 1: one pass may serve calls that want different vectors."""
 
     pooling: str
     steps: tuple[DenseLayer | None, ...]

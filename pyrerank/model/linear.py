@@ -78,12 +78,8 @@ class Linear(nn.Module):
 def load(
     module: nn.Module, weights: Callable[[Shapes], Callable[..., Tensor]], device: Device
 ) -> None:
-    """Fills a module that was made without memory, each tensor brought to ``device`` as it is read.
-
-    ``weights`` takes the published names and shapes of all tensors that are wanted, and gives a
-    function that reads tensors by their names and joins them along their first dimension.  It
-    raises `CheckpointError` where a tensor is missing, extra or misshapen.
-    """
+    """Fills a module that was made without memory, each tensor brought to ``device`` as it is read
+    by ``weights``, which is `Checkpoint.weights`."""
     wanted: Shapes = {}
     plans: dict[str, tuple[Float, str, Shapes]] = {}
     for full_name, parameter in module.named_parameters():

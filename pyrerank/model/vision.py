@@ -127,7 +127,7 @@ class VisionTower(nn.Module):
         There are x, its norm, cos and sin, the DeepStack features, and at most one of: what goes
         into GELU and what comes out; query, key and value on their way into attention in float32;
         in 16 bit, all of these again and the result twice, with padded heads.  A tenth more fills
-        the gaps between tensors of different sizes, as in the decoder.
+        gaps, as in the decoder.
         """
         config = self._config
         dtype = self.pos_embed.weight.dtype
