@@ -1,4 +1,4 @@
-"""Ascend NPUs (A2, A3): everything that pyrerank does there stands here, but for the kernels that
+"""Everything that pyrerank does on Ascend NPUs (A2, A3) stands here, but for the kernels that
 `pyrerank.kernels.ops` launches."""
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from torch import Tensor
 class Prefix:
     """Keys and values of P tokens, [P, kv_heads, head_dim] in each layer; at first P is 0.
 
-    Each of ``layers`` layers calls `extend` once a pass, in order.  What a pass leaves for the next
-    one are its ``rows``, int32; see `Batch.prefix_rows`.
+    Each of ``layers`` layers calls `extend` once a pass, in order.  A pass leaves its ``rows``,
+    int32, for the next one; see `Batch.prefix_rows`.
     """
 
     def __init__(self, layers: int) -> None:

@@ -49,8 +49,8 @@ class ScoreHead:
 
 @dataclass(frozen=True)
 class PoolHead:
-    """Final norm, pooling, and the ``steps`` after it, with which everything is float32, but for a
-    last scaling to length 1: one pass may serve calls that want different vectors."""
+    """Applies the final norm, pooling, and the ``steps`` after it, for which everything is float32.
+    A last scaling to length 1 is left out: one pass may serve calls that want different vectors."""
 
     pooling: str
     steps: tuple[DenseLayer | None, ...]
