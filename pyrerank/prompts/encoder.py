@@ -101,7 +101,7 @@ class Encoder(Generic[Item]):
         """Encodes items in parallel, each truncated to the lower of both limits.
 
         Raises:
-            ValueError: ``max_tokens`` is less than what is not text.
+            ValueError: ``max_tokens`` is less than the tokens that are never cut.
         """
         limit = self.max_tokens if max_tokens is None else min(max_tokens, self.max_tokens)
         wordings = [self.wording(item) for item in items]

@@ -1,4 +1,4 @@
-"""Tokens of texts: control tokens apart from words."""
+"""Tokens of texts: text of callers holds words only, text of a template may hold control tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONTROLS = frozenset(
 
 
 class PlainText:
-    """A tokenizer without its control tokens: text stays text.
+    """A tokenizer that knows no control tokens, so that text stays text.
 
     Control tokens are those of `CONTROLS`, and all that the tokenizer flags as special.  Any other
     added token is a word that was added for fine-tuning, which text may hold.
@@ -34,7 +34,7 @@ class PlainText:
         added = tokenizer.get_added_tokens_decoder()
         words = {id: t for id, t in added.items() if not t.special and t.content not in CONTROLS}
         self._text.add_tokens(list(words.values()))
-        # a tokenizer numbers added tokens as they come, and the control tokens did not come
+        # without the control tokens, words get other ids than the checkpoint's tokenizer gives them
         self._own = {self._text.token_to_id(token.content): id for id, token in words.items()}
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:

@@ -30,13 +30,13 @@ from pyrerank.weights.tensors import state
 CLASSIFIERS = {family: name for name, (family, one_label) in ARCHITECTURES.items() if one_label}
 SHARD_BYTES = 5 * 10**9
 HEADS = {"lm_head.weight", "score.weight"}
-# what other programs read beside config.json and the weights
+# other programs read these, beside config.json and the weights
 FILES_BESIDE = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
     "special_tokens_map.json", "chat_template*", "additional_chat_templates/*",
     "*processor_config.json", "LICENSE*",
 )  # fmt: skip
-# what sentence-transformers reads of an embedder
+# sentence-transformers reads these of an embedder
 FILES_OF_EMBEDDERS = (
     "config.json", "modules.json", "config_sentence_transformers.json", "sentence_*_config.json",
     "[0-9]*_*/*",

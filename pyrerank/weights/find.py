@@ -162,7 +162,7 @@ def what_else(folder: Path) -> str:
 
 
 def other_weights(file: Path) -> str | None:
-    """Says what a file of weights is that is not read, and what to do; None for any other file."""
+    """Says what weights that pyrerank does not read are, and what to do; None for other files."""
     if file.name in ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt"):
         return None
     return next((text.format(file.name) for p, text in OTHERS.items() if file.match(p)), None)
