@@ -19,7 +19,7 @@ from pyrerank.devices.ascend import Ascend, FusedInfer
 from pyrerank.devices.cpu import multiplies_bfloat16
 from pyrerank.devices.select import check_process, resolve, resolve_dtype
 from pyrerank.engine.batch import pack
-from pyrerank.engine.core import Core
+from pyrerank.engine.graphs import Graphs
 from pyrerank.prompts.items import Prompt
 
 QUERY = "What is the capital of China?"
@@ -135,15 +135,15 @@ class TestCapture:
         assert other.core.graphs.replays == 1
 
     def test_without_room_for_inputs(self, sim, model, want, monkeypatch):
-        start = Core._start_graphs
-
-        def without_memory(core):
+        def without_memory(*given):
             torch.npu.empty_cache()
             sim.inject("malloc", times=1000)
-            start(core)
-            sim.revive()
+            try:
+                return Graphs(*given)
+            finally:
+                sim.revive()
 
-        monkeypatch.setattr(Core, "_start_graphs", without_memory)
+        monkeypatch.setattr("pyrerank.engine.core.Graphs", without_memory)
         # there is no memory for trying
         monkeypatch.setattr(Ascend, "works", lambda device: True)
         with pytest.warns(RuntimeWarning, match="no stream or no memory for graphs"):
