@@ -3,6 +3,7 @@
 import array
 import collections
 import gc
+import threading
 import weakref
 
 import numpy as np
@@ -318,6 +319,12 @@ class TestVectorsOfNoLength:
                 ):
                     call(zeros, dim=8, normalize=normalize)
         assert np.isfinite(embedder.embed(zeros, dim=9)).all()
+
+    def test_the_error_keeps_no_thread(self, embedder, zeros):
+        with pytest.raises(pyrerank.NonFiniteScore) as raised:
+            embedder.embed(zeros, dim=8)
+        assert raised.value.__traceback__ is not None
+        assert not [t for t in threading.enumerate() if t.name.startswith("pyrerank-ahead")]
 
     def test_vectors_have_length_1_in_float32(self, embedder, random_reranker):
         for dtype in ("float32", "bfloat16"):

@@ -187,8 +187,9 @@ class Core(Generic[E, T]):
         """
         make, named = result or self.task.result, names or {}
         each = unique(items)
-        rows = self.rows(self.encoder.stream(each), len(each), progress)
-        for item, (prompt, row) in zip(each, rows, strict=True):
+        prompts = self.encoder.stream(each)
+        # the rows have no name, under which an error's traceback would keep them and their thread
+        for item, (prompt, row) in zip(each, self.rows(prompts, len(each), progress), strict=True):
             name = named.get(item, "it")
             try:
                 self._check_finite(row, name)
