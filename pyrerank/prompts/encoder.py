@@ -81,13 +81,11 @@ class Encoder(Generic[Item]):
         Raises:
             ValueError: it leaves no room for text, or is over ``most``, which the model allows.
         """
-        if max_tokens is None:
-            max_tokens = self._default_limit
-        else:
-            wanted = f"an int from {self._least} to {most}, the checkpoint's "
-            wanted += "max_position_embeddings, or None"
-            max_tokens = check_int("max_tokens", max_tokens, wanted, self._least, most)
-        self.max_tokens = max_tokens
+        least = self._least
+        wanted = f"an int from {least} to {most}, the checkpoint's max_position_embeddings, or None"
+        if max_tokens is not None:
+            max_tokens = check_int("max_tokens", max_tokens, wanted, least, most)
+        self.max_tokens = self._default_limit if max_tokens is None else max_tokens
 
     def wording(self, item: Item) -> Wording:
         raise NotImplementedError

@@ -84,14 +84,13 @@ def find_folder(model: str | os.PathLike[str]) -> Path:
                 )
             return folder
     lacking = [f"{folder} lacks {', '.join(lacks(folder))}" for folder in copies]
-    where = f"not complete in any cache: {'; '.join(lacking)}"
+    where = f"is not complete in any cache: {'; '.join(lacking)}"
     if not copies:
-        where = "neither a folder nor in the caches of huggingface_hub and ModelScope"
+        where = "is neither a folder nor in the caches of huggingface_hub and ModelScope"
         where += _close_names(repo)
     raise CheckpointError(
-        f"model {name!r} is {where}. pyrerank downloads nothing by itself: run `hf download "
-        f"{repo}` or `modelscope download --model {repo}`, or give a folder that holds the model's "
-        "files"
+        f"model {name!r} {where}. pyrerank downloads nothing by itself: run `hf download {repo}` "
+        f"or `modelscope download --model {repo}`, or give a folder that holds the model's files"
     )
 
 
