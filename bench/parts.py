@@ -31,13 +31,13 @@ from pyrerank.bench import machine
 from pyrerank.bench.kernels import quartiles
 from pyrerank.bench.report import line, number
 from pyrerank.devices import cpu
-from pyrerank.kernels import host
+from pyrerank.kernels import cpu as kernels
 
 PARTS = {
     "products of matrices": [(F, "linear")],
-    "attention": [(host, "attention")],
+    "attention": [(kernels, "attention")],
     "norms, rotation, activations": [
-        (host, name) for name in ("add_rms_norm", "norm_rotate_", "swiglu", "gelu")
+        (kernels, name) for name in ("add_rms_norm", "norm_rotate_", "swiglu", "gelu")
     ],
 }
 
@@ -110,7 +110,7 @@ def attention(rounds: int) -> list[dict[str, Any]]:
         q, k, v = (torch.randn(starts[-1], heads, 128).bfloat16() for heads in (16, 8, 8))
 
         def ours(q=q, k=k, v=v, lengths=lengths) -> None:
-            host.attention(q, k, v, lengths, lengths, None, causal=True)
+            kernels.attention(q, k, v, lengths, lengths, None, causal=True)
 
         def torchs(q=q, k=k, v=v, starts=starts) -> None:
             for begin, end in pairwise(starts):

@@ -10,7 +10,7 @@ from torch import Tensor
 from pyrerank.devices.attention import BySequence, CausalAttention
 from pyrerank.devices.base import Device
 from pyrerank.engine.batch import Batch
-from pyrerank.kernels import host
+from pyrerank.kernels import cpu as kernels
 
 # With fewer rows a thread, libraries for the CPU take other ways through a matrix product, in which
 # sums round differently.  With these and more, a row has the same bits in any batch, but not in
@@ -45,35 +45,35 @@ class Cpu(Device):
     def add_rms_norm(
         self, x: Tensor, y: Tensor | None, weight: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
-        if host.takes(x):
-            return host.add_rms_norm(x, y, weight, eps)
+        if kernels.takes(x):
+            return kernels.add_rms_norm(x, y, weight, eps)
         return super().add_rms_norm(x, y, weight, eps)
 
     def residual(self, x: Tensor) -> Tensor:
         # 16 bits would lose a part of the sum in each layer
-        return x.float() if host.takes(x) else x
+        return x.float() if kernels.takes(x) else x
 
     def swiglu(self, gate_up: Tensor) -> Tensor:
-        return host.swiglu(gate_up) if host.takes(gate_up) else super().swiglu(gate_up)
+        return kernels.swiglu(gate_up) if kernels.takes(gate_up) else super().swiglu(gate_up)
 
     def gelu(self, x: Tensor, approximate: str) -> Tensor:
-        if approximate == "tanh" and host.takes(x):
-            return host.gelu(x)
+        if approximate == "tanh" and kernels.takes(x):
+            return kernels.gelu(x)
         return super().gelu(x, approximate)
 
     def rotate(
         self, x: Tensor, cos: Tensor, sin: Tensor, weight: Tensor | None = None, eps: float = 0.0
     ) -> Tensor:
-        if host.takes_heads(x):
-            return host.norm_rotate_(x, weight, eps, cos, sin)
+        if kernels.takes_heads(x):
+            return kernels.norm_rotate_(x, weight, eps, cos, sin)
         return super().rotate(x, cos, sin, weight, eps)
 
     def attention(self, dtype: torch.dtype, *, captured: bool) -> CausalAttention:
         return HostAttention()
 
     def full_attention(self, q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
-        if host.takes_heads(q):
-            return host.attention(q, k, v, lengths, lengths, None, causal=False)
+        if kernels.takes_heads(q):
+            return kernels.attention(q, k, v, lengths, lengths, None, causal=False)
         return super().full_attention(q, k, v, lengths)
 
 
@@ -81,9 +81,9 @@ class HostAttention(BySequence):
     """The kernel of csrc/cpu for all sequences, or `BySequence` where it does not run."""
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, batch: Batch) -> Tensor:
-        if host.takes_heads(query):
+        if kernels.takes_heads(query):
             lengths = batch.lengths, batch.kv_lengths, batch.kv_rows
-            return host.attention(query, key, value, *lengths, causal=True)
+            return kernels.attention(query, key, value, *lengths, causal=True)
         return super().__call__(query, key, value, batch)
 
 

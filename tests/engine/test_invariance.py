@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyrerank import Embedder, Reranker
-from pyrerank.kernels import host as cpu
+from pyrerank.kernels import cpu
 
 pytestmark = [
     pytest.mark.slow,

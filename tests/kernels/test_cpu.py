@@ -13,8 +13,7 @@ from torch import Tensor
 
 from pyrerank.devices.select import resolve
 from pyrerank.engine.batch import pack
-from pyrerank.kernels import extension
-from pyrerank.kernels import host as cpu
+from pyrerank.kernels import cpu, extension
 
 # half a unit in the last place, doubled for what float32 arithmetic moves across the middle
 ROUNDING = {torch.bfloat16: 2**-8, torch.float32: 2**-21}
