@@ -42,8 +42,10 @@ from pyrerank.prompts.tokens import PlainText
 from pyrerank.prompts.truncation import truncate
 from pyrerank.prompts.unformat import unformat_pair
 from pyrerank.reranker import ScoringTask
+from pyrerank.weights.chat import Chat
 from pyrerank.weights.checkpoint import Checkpoint
 from pyrerank.weights.find import find_folder
+from pyrerank.weights.modules import Modules
 from pyrerank.weights.tensors import TensorFile
 
 FOLDER = Path(__file__).parent
@@ -91,6 +93,9 @@ class Box:
             text(x + 8, y + 18, self.files, style=BOLD),
             *(text(x + 8, y + 36 + 18 * n, words) for n, words in enumerate(self.does)),
         ]
+
+
+DRIVER = Box([Core, Failures], ["drive the stations from Encoder.encode on, and say what failed."])
 
 
 @dataclass(frozen=True)
@@ -143,13 +148,15 @@ def stations() -> list[Station]:
             ),
             "Prompt",
             f"{len(prompts)} of them: {lengths} token ids",
-            [Box([find_folder, Checkpoint], ["tokenizer, chat template, limits"])],
+            [
+                Box([find_folder, Checkpoint], ["the folder, and its tokenizer"]),
+                Box([Modules, Chat], ["its default prompt, chat template, limits"]),
+            ],
         ),
         Station(
             Box([plan], ["plan: which prompts go together, and what each shares"]),
             "Pass",
             f"both prompts, of which the second shares {planned.shared[1]} tokens",
-            [Box([Core, Failures], ["drive the stations, say what failed"])],
         ),
         Station(
             Box([pack], ["pack: tensors of the tokens that are computed"]),
@@ -174,6 +181,7 @@ def stations() -> list[Station]:
                 Box([TensorFile], ["weights, used where their files lie"]),
                 Box(KINDS, ["the arithmetic of each device"], OTHER),
                 Box([Prefix], ["keys and values that the last pass left"], OTHER),
+                Box([Graphs], ["on an NPU: replays decoder and head"], OTHER),
             ],
         ),
         Station(
@@ -187,10 +195,7 @@ def stations() -> list[Station]:
             ),
             "rows",
             f"{_shape(rows)}, score and logit of each prompt",
-            [
-                Box([score_head, call_of_score_head], ["one kernel for all of it"], OTHER),
-                Box([Graphs], ["on an NPU: replays decoder and head"], OTHER),
-            ],
+            [Box([score_head, call_of_score_head], ["one kernel for all of it"], OTHER)],
         ),
         Station(
             Box(
@@ -210,15 +215,17 @@ def _shape(tensor: torch.Tensor) -> str:
 def draw(way: Sequence[Station]) -> str:
     parts = [
         text(0, 14, "Blue works on the host, orange on the device."),
-        text(40, 46, "contents", style=BOLD),
-        text(150, 46, f"a query and {len(DOCUMENTS)} documents, as the caller gives them"),
+        text(0, 32, f"{DRIVER.files} {' '.join(DRIVER.does)}"),
+        text(40, 64, "contents", style=BOLD),
+        text(150, 64, f"a query and {len(DOCUMENTS)} documents, as the caller gives them"),
     ]
-    y = 24.0
+    y = 42.0
     for station in way:
         parts.append(arrow(20, y, 20, y + GAP))
         y += GAP
         count = max(1, len(station.helpers))
-        height = count * HEIGHT + (count - 1) * BETWEEN
+        beside = count * HEIGHT + (count - 1) * BETWEEN
+        height = max(beside, HEIGHT + 18 * (len(station.box.does) - 1))
         parts += station.box.draw(1, y, STATION, height)
         for n, helper in enumerate(station.helpers):
             top = y + n * (HEIGHT + BETWEEN)
