@@ -17,6 +17,7 @@ from pyrerank import _C
 from pyrerank.bench import kernels as bench_kernels
 from pyrerank.bench import report as bench_report
 from pyrerank.bench.kernels import Case
+from pyrerank.devices.select import resolve
 from pyrerank.kernels import extension
 from pyrerank.kernels.calls import DTYPES as NAMES
 from pyrerank.kernels.calls import ELEMENTS_PER_THREAD, POOL_MODES
@@ -138,7 +139,7 @@ def test_runs_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(bench_kernels, "_microseconds", spy)
     monkeypatch.setattr(bench_kernels, "_calls", lambda run, place: 1)
-    row = bench_kernels.measure(Case("score_head", 2, 64, "float32", 1), torch.device("cpu"), 4)
+    row = bench_kernels.measure(Case("score_head", 2, 64, "float32", 1), resolve("cpu"), 4)
     rounds = [seen[i : i + 3] for i in range(0, len(seen), 3)]
     assert len(rounds) == 4 + bench_kernels.WARM_UP
     assert all(a == b[::-1] for a, b in pairwise(rounds))
