@@ -59,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         PyrerankError,
         ValueError,
         TypeError,
+        ArithmeticError,
         OSError,
         ImportError,
         MemoryError,

@@ -181,8 +181,8 @@ def _fused_infer(
 
     - Head sizes are 128 and 192, and 64 without grouping.  Inputs are contiguous.
     - There are at most 4096 lengths, cumulative; those of queries end with T, which is at most
-      2**20, those of keys with the number of keys.  A sequence may have no query, but no sequence
-      may have fewer keys than queries.
+      2**20, those of keys with the number of keys.  A sequence may have no query.  The document
+      does not say what a query without a key gives, so callers give each a key.
     - Causal masking is sparse mode 3 with the upper triangle of a 2048 x 2048 matrix, whatever the
       lengths are.  The last query sees all keys of its sequence, the one before it all but one.
     - Without a mask, in sparse mode 0, every token sees all of its sequence.

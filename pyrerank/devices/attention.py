@@ -20,11 +20,12 @@ MASK = 2048  # rows and columns of `causal_mask`, which are those that CANN's op
 class CausalAttention:
     """The decoder's attention: causal, grouped, scaled by 1 / sqrt(head_dim)."""
 
-    # at most so many keys are there for each token of a pass: more than 1 where all are gathered
+    # The keys that are in memory at once, for each token of a pass, at most; more than 1 means that
+    # the keys of all sequences are gathered.
     key_copies: ClassVar[int] = 1
 
     def score_numbers(self, heads: int) -> int:
-        """Numbers a token that scores take."""
+        """How many numbers the scores of attention take for each token of a pass."""
         return 0
 
     def constant_bytes(self) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyrerank.devices.attention import BySequence, CausalAttention, Dense, one_by_one
 
-# of one attention call: how many queries, and how many keys, each sequence has
+# Says of one attention call how many queries, and how many keys, each sequence has.
 Lengths = tuple[list[int], list[int]]
 
 

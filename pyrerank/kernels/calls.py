@@ -187,10 +187,10 @@ def check_values(name: str, ids: Tensor, hidden: Tensor) -> None:
         return
     tokens, values = len(hidden), ids.tolist()
     if name == "index":
-        for i, token in enumerate(values):
-            if not 0 <= token < tokens:
-                wanted = f"0 to {tokens - 1}, a row of hidden"
-                raise ValueError(f"index[{i}]: got {token}, wanted {wanted}")
+        if values and (min(values) < 0 or max(values) >= tokens):
+            i = next(i for i, token in enumerate(values) if not 0 <= token < tokens)
+            wanted = f"0 to {tokens - 1}, a row of hidden"
+            raise ValueError(f"index[{i}]: got {values[i]}, wanted {wanted}")
         return
     if values[0] < 0 or values[-1] > tokens:
         wanted = f"offsets within the {tokens} rows of hidden"

@@ -61,7 +61,7 @@ def handle_errors(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(BadRequest, _bad)
-    for expected in (PyrerankError, RuntimeError, Exception):
+    for expected in (PyrerankError, ArithmeticError, RuntimeError, Exception):
         app.add_exception_handler(expected, _failed)
 
 

@@ -9,7 +9,7 @@ import pytest
 from lines import CAT, jsonl
 
 from pyrerank import Reranker
-from pyrerank.cli.main import main
+from pyrerank.cli.main import COMMANDS, main
 from pyrerank.media.json_content import content_of
 from pyrerank.prompts.templates import HEAD, TAIL
 from pyrerank.weights.checkpoint import Checkpoint
@@ -158,3 +158,12 @@ def test_a_table_where_the_terminal_has_no_unicode():
     )
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.rstrip().endswith(rb"\u5317\u4eac")
+
+
+def test_an_arithmetic_error_of_a_library_is_a_sentence(capsys, monkeypatch):
+    def overflow(args):
+        raise OverflowError("the number is too large")
+
+    monkeypatch.setitem(COMMANDS, "info", overflow)
+    assert main(["info"]) == 2
+    assert capsys.readouterr().err == "pyrerank: error: the number is too large\n"
